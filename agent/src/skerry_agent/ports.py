@@ -1,0 +1,107 @@
+"""The agent's ports: what its rules and its daemon need of the outside, each named for its role.
+
+Adapters: ``mqtt`` (Link), ``disk`` (ModuleStore), ``spool`` (Spool), ``serving`` (DataPlane),
+``engines/{onnx,openvino,pynq,python}`` (Engine), ``sources/*`` (Source).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from skerry_modules.manifest import Manifest
+from skerry_modules.messages import Distribution, Route
+from skerry_modules.profiles import Limits
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+"""Tensors by name, row-major."""
+
+
+class LoadedModel(Protocol):
+    """A model in memory, inside a worker process."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Score one batch. Raises ``SkerryError`` (``scoring.failed``) with the engine's own words."""
+        ...
+
+    def close(self) -> None:
+        """Give memory and devices back."""
+        ...
+
+
+class Engine(Protocol):
+    """One runtime. ``preload`` runs in the zygote: import the runtime, open nothing; ``load`` runs in the worker."""
+
+    name: str
+
+    def version(self) -> str:
+        """The runtime's version, or an empty string where it is not installed."""
+        ...
+
+    def preload(self) -> None: ...
+
+    def load(self, folder: Path, manifest: Manifest, cache: Path) -> LoadedModel:
+        """Raises ``SkerryError``: ``install.load_failed``, or ``unschedulable.operator`` naming the operator."""
+        ...
+
+
+class GoldenReport(msgspec.Struct, frozen=True):
+    """How the golden test went; ``worst`` is the largest error in units of the tolerance."""
+
+    passed: bool
+    cases: int
+    failed: int
+    worst: float
+    message: str
+
+
+class VersionCounters(msgspec.Struct, frozen=True):
+    """What a version did since the last call."""
+
+    requests: int
+    errors: int
+    rejected: int
+    latency_us: Distribution
+    inputs: dict[str, Distribution]
+    outputs: dict[str, Distribution]
+
+
+class DataPlane(Protocol):
+    """HTTP front, workers, routes: what scores. All methods are coroutine-safe on one event loop."""
+
+    async def load(self, digest: str, folder: Path, manifest: Manifest, version: int, limits: Limits) -> dict[str, Any]:
+        """Start a worker with the model; returns facts (load_ms, memory). Raises SkerryError ``install.*``."""
+        ...
+
+    async def golden(self, digest: str, folder: Path, manifest: Manifest) -> GoldenReport: ...
+
+    async def warm(self, digest: str, manifest: Manifest, rounds: int = 3) -> None: ...
+
+    async def infer(self, endpoint: str, inputs: Arrays, *, timeout_s: float | None = None) -> Arrays:
+        """Score through the same path as HTTP clients do (for sources and golden replay)."""
+        ...
+
+    def set_routes(self, endpoint: str, routes: tuple[Route, ...], digests: tuple[str, ...]) -> None: ...
+
+    async def unload(self, digest: str) -> None:
+        """Drain, then stop."""
+        ...
+
+    def take_counters(self, digest: str) -> VersionCounters:
+        """Counters since the last call; zero for an unknown digest."""
+        ...
+
+    on_exit: Callable[[str, str, bool], None]  # (digest, reason, restarting)
+    on_sample: Callable[[str, Any], None]  # (digest, messages.Sample)
+
+
+class Source(Protocol):
+    """Where inputs come from when nobody calls: a dataset replay, a watched folder, an MQTT topic."""
+
+    name: str
+
+    def rows(self) -> AsyncIterator[Arrays]: ...

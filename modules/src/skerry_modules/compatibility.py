@@ -1,0 +1,142 @@
+"""Can this module run on that device class? One pure rule, used by the hub before it sends and by the agent again.
+
+It decides from facts that both sides hold: the manifest, the profile, what the model needs (operators, opset), and,
+where the device has said hello, what it really has.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from skerry_modules.manifest import Manifest
+from skerry_modules.profiles import EngineSupport, Profile
+
+_ML_DOMAIN: Final = "ai.onnx.ml"
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read from the model file when it was packed. Operators of the default domain have no prefix."""
+
+    opset: int = 0
+    operators: tuple[str, ...] = ()
+    size_bytes: int = 0
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device itself reported; zero or empty where it has not said."""
+
+    architecture: str = ""
+    python: str = ""
+    engines: dict[str, str] = {}  # engine name → version really there
+    accelerators: tuple[str, ...] = ()
+    memory_mb: int = 0
+    free_disk_mb: int = 0
+    memory_in_use_mb: int = 0  # by other modules, which stay
+
+
+class Obstacle(msgspec.Struct, frozen=True):
+    """Why it cannot run: a code of ``errors.CODES`` under ``unschedulable.``, and a sentence with the numbers."""
+
+    code: str
+    message: str
+
+
+def obstacles(
+    manifest: Manifest, model: ModelFacts, profile: Profile, device: DeviceFacts | None = None
+) -> list[Obstacle]:
+    """Every reason why ``manifest`` cannot run on ``profile``; empty if it can."""
+    found: list[Obstacle] = []
+    have = device or DeviceFacts()
+    targets = manifest.targets
+    if targets.profiles and profile.name not in targets.profiles:
+        found.append(
+            Obstacle("unschedulable.profile", f"targets {', '.join(targets.profiles)}, the device is a {profile.name}")
+        )
+    architecture = have.architecture or profile.architecture
+    if targets.architectures and architecture not in targets.architectures:
+        supported = ", ".join(targets.architectures)
+        found.append(Obstacle("unschedulable.architecture", f"supports {supported}, the device is {architecture}"))
+    python = have.python or profile.python
+    if targets.python and python and not python_fits(python, targets.python):
+        found.append(Obstacle("unschedulable.python", f"needs Python {targets.python}, the device has {python}"))
+    found += _engine_obstacles(manifest, model, profile, have)
+    missing = sorted(set(manifest.resources.accelerators) - set(have.accelerators or profile.accelerators))
+    if missing:
+        found.append(Obstacle("unschedulable.accelerator", f"needs {', '.join(missing)}, which the device lacks"))
+    leaves = profile.limits.memory_mb - have.memory_in_use_mb
+    if manifest.resources.memory_mb > leaves:
+        found.append(
+            Obstacle("unschedulable.memory", f"needs {manifest.resources.memory_mb} MB, profile leaves {leaves} MB")
+        )
+    disk = max(manifest.resources.disk_mb, -(-model.size_bytes // 1_000_000))
+    if disk > profile.limits.disk_mb:
+        found.append(
+            Obstacle("unschedulable.disk", f"needs {disk} MB of disk, profile leaves {profile.limits.disk_mb} MB")
+        )
+    return found
+
+
+def _engine_obstacles(manifest: Manifest, model: ModelFacts, profile: Profile, have: DeviceFacts) -> list[Obstacle]:
+    engine = profile.engine(manifest.engine)
+    if engine is None:
+        names = ", ".join(engine.name for engine in profile.engines) or "none"
+        return [Obstacle("unschedulable.engine", f"needs the engine {manifest.engine}, {profile.name} has {names}")]
+    if have.engines and manifest.engine not in have.engines:
+        names = ", ".join(sorted(have.engines)) or "none"
+        return [
+            Obstacle("unschedulable.engine", f"needs the engine {manifest.engine}, the device has installed {names}")
+        ]
+    return _operator_obstacles(model, engine)
+
+
+def _operator_obstacles(model: ModelFacts, engine: EngineSupport) -> list[Obstacle]:
+    refused = sorted(
+        operator
+        for operator in model.operators
+        if operator in engine.unsupported_operators
+        or (f"{_ML_DOMAIN}.*" in engine.unsupported_operators and operator.startswith(_ML_DOMAIN))
+    )
+    found = []
+    if refused:
+        found.append(
+            Obstacle("unschedulable.operator", f"uses {', '.join(refused)}, which {engine.name} does not support there")
+        )
+    if engine.max_opset and model.opset > engine.max_opset:
+        found.append(
+            Obstacle(
+                "unschedulable.operator",
+                f"uses opset {model.opset}, {engine.name} there reads up to {engine.max_opset}",
+            )
+        )
+    return found
+
+
+def python_fits(version: str, specifier: str) -> bool:
+    """A small part of PEP 440, enough for Python versions: comma-separated ``>= <= > < == !=`` on numbers."""
+    have = _numbers(version)
+    for clause in filter(None, (part.strip() for part in specifier.split(","))):
+        match = re.fullmatch(r"(>=|<=|==|!=|>|<|~=)\s*([0-9.]+)(\.\*)?", clause)
+        if not match:
+            return False
+        want = _numbers(match[2])
+        mine = have[: len(want)] + (0,) * (len(want) - len(have))
+        full = have + (0,) * (len(want) - len(have))
+        fits = {
+            ">=": full >= want,
+            "<=": mine <= want,
+            ">": mine > want,
+            "<": full < want,
+            "==": mine == want,
+            "!=": mine != want,
+            "~=": full >= want and have[: len(want) - 1] == want[:-1],
+        }[match[1]]
+        if not fits:
+            return False
+    return True
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))

@@ -1,0 +1,266 @@
+"""What a module is: ``module.toml`` into validated typed structs.
+
+The manifest says what to run and how to prove it; it never holds the registry's version number, which the hub
+assigns when the module is registered (the same content is the same digest wherever it is registered).
+
+Two steps: :func:`parse` checks the text alone (fields, types, names, ranges); that the files are there and that the
+model's tensors are those declared is checked when the module is packed (:mod:`skerry_modules.package`) and again
+on the hub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal
+
+import msgspec
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from skerry_modules.errors import InputError
+from skerry_modules.tensors import NUMPY_OF, TensorSpec
+
+FILE_NAME: Final = "module.toml"
+FORMAT: Final = 1
+
+EngineName = Literal["onnx", "openvino", "pynq", "python"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Resources(_Part, frozen=True, kw_only=True):
+    """What one running version needs. Megabytes are 10**6 bytes."""
+
+    memory_mb: int = 256
+    disk_mb: int = 0  # 0: the size of the module's files
+    threads: int = 1
+    accelerators: tuple[str, ...] = ()  # e.g. "gpu", "npu", "fpga", "cuda"
+    load_timeout_s: float = 60.0
+    request_timeout_s: float = 10.0
+
+
+class Targets(_Part, frozen=True, kw_only=True):
+    """Where the module may run; an empty tuple means anywhere."""
+
+    profiles: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()  # as `uname -m` prints them: x86_64, aarch64, armv7l
+    python: str = ""  # a PEP 440 specifier for `python` modules, e.g. ">=3.11"
+
+
+class Golden(_Part, frozen=True, kw_only=True):
+    """Inputs with their expected outputs: the proof that a device must give before it serves.
+
+    ``file`` is an ``.npz`` with arrays ``input.<name>`` and ``output.<name>``, one case per leading row.
+    A case passes if every output is within ``absolute + relative * |expected|``; where ``argmax`` names an
+    output, the arg-max along its last axis must agree too. ``min_pass`` is the fraction of cases that must pass.
+    """
+
+    file: str
+    absolute: float = 1e-4
+    relative: float = 1e-3
+    argmax: str = ""
+    min_pass: float = 1.0
+
+
+class Baseline(_Part, frozen=True, kw_only=True):
+    """The training data's distribution per feature and score: JSON written by ``histogram.Baseline``."""
+
+    file: str
+
+
+class Capture(_Part, frozen=True, kw_only=True):
+    """Which scored inputs a device keeps and sends, by default; a hub setting overrides it."""
+
+    rate: float = 0.0  # fraction of requests, 0 to 1
+    low_confidence: float = 0.0  # keep where the largest score is below this; 0: off
+    max_per_minute: int = 60
+
+
+class Environment(_Part, frozen=True, kw_only=True):
+    """A python module's packages: a name to share it by, and pinned requirements."""
+
+    name: str = ""
+    requirements: tuple[str, ...] = ()
+    wheels: tuple[str, ...] = ()  # bundled wheel files
+
+
+class Batching(_Part, frozen=True, kw_only=True):
+    """Requests that wait together may be scored together, where the model allows it."""
+
+    max_rows: int = 1  # 1: off
+
+
+class Manifest(_Part, frozen=True, kw_only=True):
+    """One module. ``model`` is the file that the engine loads (for ``python``, the entry script)."""
+
+    format: int
+    name: str
+    engine: EngineName
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    description: str = ""
+    release: str = ""  # the author's own label; the registry's version is a number of its own
+    license: str = ""
+    files: tuple[str, ...] = ()  # globs of further files; empty: all files in the folder
+    resources: Resources = Resources()
+    targets: Targets = Targets()
+    golden: Golden | None = None
+    baseline: Baseline | None = None
+    capture: Capture = Capture()
+    environment: Environment = Environment()
+    batching: Batching = Batching()
+    options: dict[str, str | int | float | bool] = {}  # engine options, e.g. precision = "f32"
+    tags: dict[str, str] = {}
+
+
+def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        text: TOML.
+        source: the name that errors give the text.
+
+    Raises:
+        InputError: ``manifest.unreadable`` with the line, or ``manifest.invalid`` with ``field`` and ``line``.
+    """
+    try:
+        document = tomlkit.parse(text)
+    except TOMLKitError as error:
+        line = getattr(error, "line", 0)
+        raise InputError(
+            "manifest.unreadable", f"cannot read {source}, line {line}: {error}", file=source, line=line
+        ) from error
+    try:
+        manifest = msgspec.convert(document.unwrap(), Manifest)
+    except msgspec.ValidationError as error:
+        field, problem = _split(str(error))
+        raise _invalid(text, source, field, problem) from error
+    for field, problem in problems(manifest):
+        raise _invalid(text, source, field, problem)
+    return manifest
+
+
+def problems(manifest: Manifest) -> list[tuple[str, str]]:
+    """What types alone cannot say: (field, problem) pairs, the first that matters first."""
+    found: list[tuple[str, str]] = []
+    if manifest.format != FORMAT:
+        found.append(("format", f"this version reads format {FORMAT}, not {manifest.format}"))
+    if not _NAME.fullmatch(manifest.name):
+        found.append(("name", "use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit"))
+    for side, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        found += _tensor_problems(side, specs)
+    paths = {"model": manifest.model}
+    if manifest.golden:
+        paths["golden.file"] = manifest.golden.file
+        if manifest.golden.argmax and manifest.golden.argmax not in {spec.name for spec in manifest.outputs}:
+            found.append(("golden.argmax", f"no output is named {manifest.golden.argmax!r}"))
+        if not 0 < manifest.golden.min_pass <= 1:
+            found.append(("golden.min_pass", "must be above 0 and at most 1"))
+    if manifest.baseline:
+        paths["baseline.file"] = manifest.baseline.file
+    for index, wheel in enumerate(manifest.environment.wheels):
+        paths[f"environment.wheels[{index}]"] = wheel
+    found += [(field, f"{path!r} is not a plain relative path") for field, path in paths.items() if not is_plain(path)]
+    resources = manifest.resources
+    for name in ("memory_mb", "threads", "load_timeout_s", "request_timeout_s"):
+        if getattr(resources, name) <= 0:
+            found.append((f"resources.{name}", "must be above 0"))
+    if resources.disk_mb < 0:
+        found.append(("resources.disk_mb", "must not be negative"))
+    if not 0 <= manifest.capture.rate <= 1:
+        found.append(("capture.rate", "must be from 0 to 1"))
+    if manifest.batching.max_rows < 1:
+        found.append(("batching.max_rows", "must be at least 1"))
+    return found
+
+
+def _tensor_problems(side: str, specs: tuple[TensorSpec, ...]) -> list[tuple[str, str]]:
+    if not specs:
+        return [(side, "at least one tensor is needed")]
+    found = []
+    names: set[str] = set()
+    for index, spec in enumerate(specs):
+        where = f"{side}[{index}]"
+        if spec.name in names:
+            found.append((f"{where}.name", f"{spec.name!r} stands twice"))
+        names.add(spec.name)
+        if spec.datatype not in NUMPY_OF:
+            found.append((f"{where}.datatype", f"{spec.datatype!r} is not one of {', '.join(NUMPY_OF)}"))
+        if any(size < -1 or size == 0 for size in spec.shape):
+            found.append((f"{where}.shape", "dimensions are above 0, or -1 where they vary"))
+    return found
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path stays inside its folder: relative, no ``..``, no backslash, no control characters."""
+    pure = PurePosixPath(path)
+    return (
+        bool(path)
+        and len(path) <= 255
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and str(pure) == path
+        and path.isprintable()
+        and "\\" not in path
+        and ":" not in path
+    )
+
+
+def _split(message: str) -> tuple[str, str]:
+    """msgspec says "problem - at `$.inputs[0].shape`"; unknown and missing fields stand in the problem itself."""
+    problem, _, where = message.partition(" - at `$")
+    field = where.rstrip("`").lstrip(".")
+    named = re.search(r"(?:unknown|missing required) field `([^`]+)`", problem)
+    if named:
+        field = f"{field}.{named[1]}" if field else named[1]
+    return field or "(document)", problem
+
+
+def _invalid(text: str, source: str, field: str, problem: str) -> InputError:
+    line = line_of(text, field)
+    return InputError(
+        "manifest.invalid",
+        f"cannot use {source}, line {line}, field {field}: {problem}",
+        file=source,
+        line=line,
+        field=field,
+        problem=problem,
+    )
+
+
+def line_of(text: str, field: str) -> int:
+    """The line (from 1) that a dotted field such as ``inputs[1].shape`` stands on; its table's, or 1, if absent."""
+    line, best = 0, 1
+    wanted = re.sub(r"\[\.\.\.\]", "[0]", field)
+    table, counts = "", {}  # type: str, dict[str, int]
+    for raw in text.splitlines():
+        line += 1
+        stripped = raw.strip()
+        if header := re.match(r"\[\[\s*([^\]]+?)\s*\]\]", stripped):
+            name = header[1]
+            counts[name] = counts.get(name, -1) + 1
+            table = f"{name}[{counts[name]}]"
+        elif header := re.match(r"\[\s*([^\]]+?)\s*\]", stripped):
+            table = header[1]
+        elif key := re.match(r"([A-Za-z0-9_\"'.-]+)\s*=", stripped):
+            name = key[1].strip("\"'")
+            if (f"{table}.{name}" if table else name) == wanted:
+                return line
+            continue
+        else:
+            continue
+        if wanted == table or wanted.startswith((f"{table}.", f"{table}[")):
+            best = line
+    return best
+
+
+def to_builtins(manifest: Manifest) -> dict[str, Any]:
+    """Plain dicts and lists, for JSON."""
+    result: dict[str, Any] = msgspec.to_builtins(manifest)
+    return result

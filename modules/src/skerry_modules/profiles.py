@@ -1,0 +1,124 @@
+"""Firmware profiles: one TOML per device class, from the vendor's published facts, read into typed structs.
+
+The hub decides with them what can be scheduled where, before anything is sent; the agent starts from one; the
+simulator builds fleets from them. The files stand in ``firmware-profiles/`` and ship inside this package.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from skerry_modules.errors import InputError
+
+FORMAT: Final = 1
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class EngineSupport(_Part, frozen=True, kw_only=True):
+    """An engine on this class: versions as a PEP 440 specifier, and the devices or providers it may use."""
+
+    name: str
+    versions: str = ""
+    devices: tuple[str, ...] = ()  # e.g. CPU, GPU, NPU; CUDAExecutionProvider; the PYNQ board's name
+    max_opset: int = 0  # 0: not limited by the profile
+    unsupported_operators: tuple[str, ...] = ()  # "ai.onnx.ml.TreeEnsembleClassifier" style
+    note: str = ""
+
+
+class Limits(_Part, frozen=True, kw_only=True):
+    """What modules may take, all together. Megabytes are 10**6 bytes."""
+
+    memory_mb: int
+    disk_mb: int
+    processes: int = 64
+    niceness: int = 0
+    cpu_affinity: tuple[int, ...] = ()  # empty: any
+
+
+class Link(_Part, frozen=True, kw_only=True):
+    """What the class usually hangs on; the byte budget per day is for all that goes up."""
+
+    kind: str = "ethernet"
+    up_kbit_s: int = 10_000
+    down_kbit_s: int = 10_000
+    budget_mb_day: int = 0  # 0: unlimited
+
+
+class Profile(_Part, frozen=True, kw_only=True):
+    """One device class. ``sources`` name where the facts come from."""
+
+    format: int
+    name: str
+    title: str
+    architecture: str  # as `uname -m` prints it
+    cores: int
+    memory_mb: int
+    engines: tuple[EngineSupport, ...]
+    limits: Limits
+    sources: tuple[str, ...]
+    vendor: str = ""
+    board: str = ""
+    cpu: str = ""
+    description: str = ""
+    accelerators: tuple[str, ...] = ()
+    python: str = ""  # the Python that the minimum OS brings, e.g. "3.11"
+    min_os: str = ""
+    min_firmware: str = ""
+    sensors: tuple[str, ...] = ()
+    power_w: float = 0.0
+    link: Link = Link()
+
+    def engine(self, name: str) -> EngineSupport | None:
+        return next((engine for engine in self.engines if engine.name == name), None)
+
+
+def parse(text: str, *, source: str = "profile") -> Profile:
+    """Read one profile.
+
+    Raises:
+        InputError: ``profile.invalid``.
+    """
+    try:
+        profile = msgspec.convert(tomlkit.parse(text).unwrap(), Profile)
+    except (TOMLKitError, msgspec.ValidationError) as error:
+        raise InputError("profile.invalid", f"cannot use the firmware profile {source}: {error}") from error
+    if profile.format != FORMAT:
+        raise InputError("profile.invalid", f"cannot use the firmware profile {source}: this version reads format 1")
+    return profile
+
+
+def folder() -> Path:
+    """Where the shipped profiles stand: inside the installed package, or in the source tree."""
+    installed = Path(__file__).parent / "firmware_profiles"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "firmware-profiles"
+
+
+@cache
+def shipped() -> dict[str, Profile]:
+    """All shipped profiles by name."""
+    found = [parse(path.read_text(), source=path.name) for path in sorted(folder().glob("*.toml"))]
+    return {profile.name: profile for profile in found}
+
+
+def get(name: str) -> Profile:
+    """One shipped profile.
+
+    Raises:
+        InputError: ``profile.unknown``, with the names that exist.
+    """
+    try:
+        return shipped()[name]
+    except KeyError:
+        names = ", ".join(shipped())
+        raise InputError(
+            "profile.unknown", f"cannot find the firmware profile {name!r}: choose one of {names}"
+        ) from None
