@@ -1,0 +1,84 @@
+"""Fixtures for the whole suite: what the machine lends, real and started on demand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import processes
+from support.requirements import need
+
+_numbers = itertools.count(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A marker that names a need of the machine skips, or fails, before the test starts."""
+    for name in ("mosquitto", "postgres", "chromium", "pynq"):
+        if item.get_closest_marker(name):
+            need(name)
+
+
+@pytest.fixture(scope="session")
+def mosquitto_program() -> str:
+    return need("mosquitto")
+
+
+@pytest.fixture
+def mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[int]:
+    """The port of a real Mosquitto with an anonymous listener on 127.0.0.1."""
+    with processes.mosquitto(mosquitto_program, tmp_path) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server, without a database name."""
+    with processes.postgres(need("postgres"), tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a new, empty PostgreSQL database (SQLAlchemy form, psycopg 3)."""
+    import psycopg
+
+    name = f"skerry_{next(_numbers)}"
+    admin = postgres_server.replace("+psycopg", "") + "/postgres"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+    yield f"{postgres_server}/{name}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once on SQLite and once on PostgreSQL: the same tests hold on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hub.sqlite3'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return processes.free_port
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real headless Chromium, driven by Playwright; nothing is downloaded."""
+    program = need("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+        started = playwright.chromium.launch(
+            executable_path=program, headless=True, args=["--no-sandbox", "--disable-sync", "--no-first-run", *flags]
+        )
+        yield started
+        started.close()

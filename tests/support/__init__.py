@@ -1,0 +1,1 @@
+"""Helpers that tests share: real brokers, databases and browsers, started and stopped."""

@@ -1,0 +1,107 @@
+"""Start real servers on free ports, wait until they answer, and stop them for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(check: Callable[[], object], *, seconds: float = 20.0, what: str = "the condition") -> None:
+    """Poll until ``check()`` is true. The bound only ends a broken test; it measures nothing."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if check():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=0.5):
+        return True
+    return False
+
+
+def stop(process: subprocess.Popen[bytes], *, by: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """End a process and reap it."""
+    if process.poll() is None:
+        process.send_signal(by)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def mosquitto(program: str, folder: Path, *lines: str, port: int | None = None) -> Iterator[int]:
+    """A real Mosquitto with an anonymous listener (and further configuration lines) on a port of its own."""
+    port = port or free_port()
+    config = folder / f"mosquitto-{port}.conf"
+    head = [f"listener {port} 127.0.0.1", "allow_anonymous true", "persistence false", "set_tcp_nodelay true"]
+    config.write_text("\n".join([*head, "max_queued_messages 0", "max_inflight_messages 1000", *lines]) + "\n")
+    with (folder / f"mosquitto-{port}.log").open("wb") as log:
+        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answers(port) or process.poll() is not None, what="Mosquitto to listen")
+        assert process.poll() is None, (folder / f"mosquitto-{port}.log").read_text()
+        yield port
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def postgres(programs: str, folder: Path) -> Iterator[str]:
+    """A real PostgreSQL cluster of its own; yields a URL without a database name (``…/{name}`` is for the caller).
+
+    PostgreSQL refuses to run as root, so root lends it another user.
+    """
+    user: str | None = None
+    if os.geteuid() == 0:
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        user = "postgres" if "postgres" in names else "nobody"
+    data, port = folder / "pg", free_port()
+    data.mkdir()
+    if user:
+        os.chown(data, pwd.getpwnam(user).pw_uid, -1)
+        for part in [data, *data.parents]:
+            if part.stat().st_uid == 0 and part != Path("/"):
+                with contextlib.suppress(PermissionError):
+                    part.chmod(part.stat().st_mode | 0o011)
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": str(data)}
+    run = {"user": user, "env": environment, "cwd": "/"}
+    subprocess.run(
+        [f"{programs}/initdb", "-D", str(data), "-U", "skerry", "--auth=trust", "--no-sync", "-E", "UTF8"],
+        check=True,
+        capture_output=True,
+        **run,  # type: ignore[call-overload]
+    )
+    options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
+    with (folder / "postgres.log").open("wb") as log:
+        process = subprocess.Popen(
+            [f"{programs}/postgres", "-D", str(data), *options],
+            stdout=log,
+            stderr=log,
+            **run,  # type: ignore[call-overload]
+        )
+    ready = [f"{programs}/pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
+    try:
+        wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, what="PostgreSQL to be ready")
+        yield f"postgresql+psycopg://skerry@127.0.0.1:{port}"
+    finally:
+        stop(process, by=signal.SIGINT)
