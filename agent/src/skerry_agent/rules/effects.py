@@ -7,8 +7,11 @@ MQTT, and the simulator's, over virtual ones. Both run the same rules.
 Rules of the seam:
 
 * ``now`` is monotonic seconds; ``wall_ms`` (in events that carry it) is a label only.
-* Effects are performed in list order. :class:`Save` is durable before the next effect of the list starts.
+* Effects are performed in list order. :class:`Save`, if there is one, is the first of its list and is durable before
+  the next effect starts. If it fails, the rest of the list is *not* performed and ``Failed("Save", …)`` is the very
+  next event; the brain then asks for all of it again.
 * Slow effects (those with an outcome) run in the background; at most one per digest runs at a time.
+  :class:`Unload` and :class:`Remove` cancel what runs for their digest; its outcome, if it still comes, is ignored.
 * Every effect may be performed twice: a crash can come after it was done and before its outcome was saved.
 * A digest names one module version (the SHA-256 of its index) or one object.
 """
@@ -31,12 +34,15 @@ class _E(msgspec.Struct, frozen=True, tag=True):
 
 
 class Booted(_E, frozen=True):
-    """The first event. ``saved`` is what the last :class:`Save` wrote, or None; ``complete`` are the objects held."""
+    """The first event. ``saved`` is what the last :class:`Save` wrote, or None; ``complete`` are the objects held,
+    ``partial`` those held in part, ``installed`` the module folders: what no record needs of them is removed."""
 
     boot: str
     saved: bytes | None
     complete: frozenset[str] = frozenset()
     wall_ms: int = 0
+    partial: frozenset[str] = frozenset()
+    installed: frozenset[str] = frozenset()
 
 
 class Connected(_E, frozen=True):
@@ -70,12 +76,17 @@ class Done(_E, frozen=True):
 
 
 class Failed(_E, frozen=True):
-    """The effect ``effect`` for ``digest`` ended badly, with a code of ``errors.CODES``."""
+    """The effect ``effect`` for ``digest`` ended badly, with a code of ``errors.CODES``.
+
+    :class:`Install` and :class:`ReadIndex` that found a damaged object (``package.digest_mismatch``) or none at all
+    delete it and name it in ``data["objects"]: list[str]``.
+    """
 
     effect: str
     digest: str
     code: str
     message: str
+    data: dict[str, Any] = {}
 
 
 class WorkerExited(_E, frozen=True):
@@ -171,6 +182,8 @@ class Load(_E, frozen=True):
 
     digest: str
     timeout_s: float
+    module: str = ""
+    version: int = 0
 
 
 class Golden(_E, frozen=True):
@@ -199,13 +212,16 @@ class SetRoutes(_E, frozen=True):
 
 
 class Unload(_E, frozen=True):
-    """Let requests in flight end, then stop the version's worker. No outcome."""
+    """Let requests in flight end, then stop the version's worker (or stop loading it). No outcome."""
 
     digest: str
 
 
 class Remove(_E, frozen=True):
-    """Delete a version's folder and every object in ``objects``. No outcome."""
+    """Delete a version's folder and every object in ``objects``, whole or partial. No outcome.
+
+    ``digest`` may be empty: objects only.
+    """
 
     digest: str
     objects: tuple[str, ...] = ()
