@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
-import numpy as np
 
 from skerry_modules.manifest import Manifest
-from skerry_modules.messages import Distribution, Route
+from skerry_modules.messages import Distribution, Route, Tensor
 from skerry_modules.profiles import Limits
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+if TYPE_CHECKING:  # numpy stays out of the agent process: it costs 20 MB
+    import numpy as np
+
+Arrays: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 """Tensors by name, row-major."""
 
 
@@ -83,6 +85,12 @@ class DataPlane(Protocol):
 
     async def infer(self, endpoint: str, inputs: Arrays, *, timeout_s: float | None = None) -> Arrays:
         """Score through the same path as HTTP clients do (for sources and golden replay)."""
+        ...
+
+    async def infer_tensors(
+        self, endpoint: str, inputs: dict[str, Tensor], *, timeout_s: float | None = None
+    ) -> dict[str, Tensor]:
+        """As ``infer``, without numpy: for sources in the agent process."""
         ...
 
     def set_routes(self, endpoint: str, routes: tuple[Route, ...], digests: tuple[str, ...]) -> None: ...

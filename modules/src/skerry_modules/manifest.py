@@ -19,7 +19,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from skerry_modules.errors import InputError
-from skerry_modules.tensors import NUMPY_OF, TensorSpec
+from skerry_modules.tensors import DATATYPES, TensorSpec
 
 FILE_NAME: Final = "module.toml"
 FORMAT: Final = 1
@@ -190,8 +190,8 @@ def _tensor_problems(side: str, specs: tuple[TensorSpec, ...]) -> list[tuple[str
         if spec.name in names:
             found.append((f"{where}.name", f"{spec.name!r} stands twice"))
         names.add(spec.name)
-        if spec.datatype not in NUMPY_OF:
-            found.append((f"{where}.datatype", f"{spec.datatype!r} is not one of {', '.join(NUMPY_OF)}"))
+        if spec.datatype not in DATATYPES:
+            found.append((f"{where}.datatype", f"{spec.datatype!r} is not one of {', '.join(DATATYPES)}"))
         if any(size < -1 or size == 0 for size in spec.shape):
             found.append((f"{where}.shape", "dimensions are above 0, or -1 where they vary"))
     return found

@@ -6,28 +6,45 @@ Source: https://github.com/kserve/open-inference-protocol (specification/protoco
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import numpy as np
 
-NUMPY_OF: Final[dict[str, type[Any]]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
+if TYPE_CHECKING:
+    import numpy as np
+
+    NUMPY_OF: dict[str, type[Any]]
+
+DATATYPES: Final[dict[str, str]] = {
+    "BOOL": "|b1",
+    "UINT8": "|u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "|i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "BYTES": "|O",
 }
+"""The protocol's names and how numpy spells their little-endian layout (which is also what ``.npy`` files say)."""
 
-_NAME_OF: Final[dict[np.dtype[Any], str]] = {np.dtype(kind): name for name, kind in NUMPY_OF.items() if name != "BYTES"}
+ITEM_BYTES: Final[dict[str, int]] = {name: int(code[-1]) for name, code in DATATYPES.items() if name != "BYTES"}
+"""Bytes per element; ``BYTES`` has no fixed size."""
+
+
+def __getattr__(name: str) -> Any:
+    # numpy costs a process 20 MB: the agent reads manifests without it, so it is imported when first asked for.
+    if name == "NUMPY_OF":
+        import numpy as np
+
+        table = {key: np.object_ if key == "BYTES" else np.dtype(code).type for key, code in DATATYPES.items()}
+        globals()["NUMPY_OF"] = table
+        return table
+    raise AttributeError(name)
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
@@ -38,7 +55,10 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
     """
     if dtype.kind in "OSU":
         return "BYTES"
-    return _NAME_OF[dtype.newbyteorder("=")]
+    return _NAME_OF[f"{dtype.kind}{dtype.itemsize}"]
+
+
+_NAME_OF: Final[dict[str, str]] = {code[1:]: name for name, code in DATATYPES.items() if name != "BYTES"}
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
