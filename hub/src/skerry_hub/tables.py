@@ -144,6 +144,7 @@ class Rollout(SQLModel, table=True):
     state: str = Field(index=True)
     wave: int = 0
     wave_started_at: int = Field(default=0, sa_type=BigInteger)
+    ending: str = ""  # while rolling back: the state that it ends in
     message: str = ""
     created_by: str
     reason: str = ""
