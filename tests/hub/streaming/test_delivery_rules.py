@@ -1,0 +1,209 @@
+"""The chunk planner against a model of brokers and links: each chunk once for all, at the pace of those who keep up."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skerry_hub.rules.delivery import DeliverySettings, Planner
+from skerry_modules import chunks
+
+DIGEST = "a" * 64
+
+
+@dataclass
+class SimDevice:
+    """A device behind a first-in-first-out broker queue and a link of ``rate`` chunks per second."""
+
+    name: str
+    total: int
+    rate: float
+    joins_at: float = 0.0
+    drop: float = 0.0
+    silent: bool = False
+    report_every: int = 4
+    held: set[int] = field(default_factory=set)
+    queue: list[int] = field(default_factory=list)
+    credit: float = 0.0
+    received: int = 0
+    unreported: int = 0
+    reported_at: float = -1e9
+    done_at: float | None = None
+    peak_queue: int = 0
+
+    def bitmap(self) -> bytes:
+        lacking = [part for part in range(self.total) if part not in self.held]
+        return chunks.encode_bitmap(lacking, self.total) if lacking else b""
+
+    def step(self, dt: float, dice: random.Random) -> None:
+        self.peak_queue = max(self.peak_queue, len(self.queue))
+        self.credit = min(self.credit + self.rate * dt, max(1.0, self.rate * dt) + 1)
+        while self.queue and self.credit >= 1 and not self.silent:
+            self.credit -= 1
+            part = self.queue.pop(0)
+            self.received += 1
+            if dice.random() >= self.drop:
+                self.held.add(part)
+                self.unreported += 1
+
+    def wants_to_report(self, now: float) -> bool:
+        if self.silent and self.reported_at > 0:
+            return False
+        return self.unreported >= self.report_every or now - self.reported_at >= 1.0 or len(self.held) == self.total
+
+
+def simulate(
+    devices: list[SimDevice], total: int, options: DeliverySettings | None = None, limit_s: float = 2000, seed: int = 1
+) -> list[int]:
+    """Run until every device that speaks is done; returns the parts in order of publication."""
+    dice = random.Random(seed)
+    planner = Planner(options)
+    published: list[int] = []
+    now, dt = 0.0, 0.02
+    while now < limit_s and any(d.done_at is None and not d.silent for d in devices):
+        now += dt
+        for device in devices:
+            if now < device.joins_at or device.done_at is not None:
+                continue
+            device.step(dt, dice)
+            if device.wants_to_report(now):
+                planner.want(device.name, DIGEST, total * chunks.CHUNK_BYTES, device.bitmap(), now)
+                device.reported_at, device.unreported = now, 0
+                if len(device.held) == total:
+                    device.done_at = now
+        for _ in range(1000):
+            decisions = planner.plan(now)
+            if not decisions:
+                break
+            for decision in decisions:
+                listening = [d for d in devices if now >= d.joins_at and d.done_at is None]
+                assert any(decision.part not in d.held for d in listening), "published what everybody has"
+                published.append(decision.part)
+                for device in listening:
+                    device.queue.append(decision.part)
+    return published
+
+
+def test_devices_told_at_the_same_time_share_one_publication_of_each_chunk() -> None:
+    devices = [SimDevice(f"d{i}", 128, rate=500, joins_at=0.001 * i) for i in range(50)]
+    published = simulate(devices, 128)
+    assert sorted(published) == list(range(128))
+    assert all(device.done_at is not None for device in devices)
+
+
+def test_a_late_joiner_costs_only_what_it_missed() -> None:
+    early = SimDevice("early", 1000, rate=100)
+    late = SimDevice("late", 1000, rate=100, joins_at=1.0)
+    published = simulate([early, late], 1000)
+    assert late.done_at is not None
+    # What was published before it came: what the link took in that second, and a window in flight.
+    assert 1000 < len(published) <= 1000 + 100 + DeliverySettings().window_max_chunks
+
+
+def test_a_silent_device_holds_the_others_for_no_longer_than_the_setting() -> None:
+    def run(others: list[SimDevice]) -> float:
+        fast = SimDevice("fast", 1000, rate=400)
+        simulate([fast, *others], 1000)
+        assert fast.done_at is not None
+        return fast.done_at
+
+    alone = run([])
+    with_silent = run([SimDevice("mute", 1000, rate=400, silent=True)])
+    assert with_silent <= alone + DeliverySettings().hold_s + 0.5
+
+
+def test_a_slow_device_does_not_hold_the_fast_ones_and_still_ends_complete() -> None:
+    fast = [SimDevice(f"fast{i}", 600, rate=300) for i in range(3)]
+    slow = SimDevice("slow", 600, rate=6)
+    simulate([*fast, slow], 600)
+    assert slow.done_at is not None
+    alone = SimDevice("alone", 600, rate=300)
+    simulate([alone], 600)
+    assert alone.done_at is not None
+    for device in fast:
+        assert device.done_at is not None
+        assert device.done_at <= alone.done_at + 3 * DeliverySettings().hold_s
+
+
+def test_no_broker_queue_grows_past_the_window() -> None:
+    device = SimDevice("d", 2000, rate=20)
+    simulate([device], 2000)
+    assert device.done_at is not None
+    assert device.peak_queue <= DeliverySettings().window_start_chunks + 1
+
+
+def test_after_a_reconnect_only_what_is_lacking_is_published_again() -> None:
+    planner = Planner()
+    size = 10 * chunks.CHUNK_BYTES
+    planner.want("d", DIGEST, size, chunks.encode_bitmap(range(10), 10), 0.0)
+    assert [p.part for p in planner.plan(1.0)] == list(range(10))
+    planner.reconnected("d", 2.0)
+    planner.want("d", DIGEST, size, chunks.encode_bitmap([7, 8], 10), 2.0)
+    assert planner.plan(2.05) == []  # gathered first
+    assert [p.part for p in planner.plan(3.0)] == [7, 8]
+    planner.want("d", DIGEST, size, b"", 4.0)
+    assert planner.idle
+
+
+def test_a_want_said_again_while_chunks_fly_publishes_nothing_twice() -> None:
+    planner = Planner()
+    size = 10 * chunks.CHUNK_BYTES
+    bitmap = chunks.encode_bitmap(range(10), 10)
+    planner.want("d", DIGEST, size, bitmap, 0.0)
+    assert len(planner.plan(1.0)) == 10
+    for now in (1.1, 2.0, 3.0):
+        planner.want("d", DIGEST, size, bitmap, now)
+        assert planner.plan(now + 0.5) == []
+    planner.want("d", DIGEST, size, bitmap, 1.0 + DeliverySettings().resend_s)
+    assert len(planner.plan(20.0)) == 10  # nothing came for so long: it is lost
+
+
+def test_a_silent_device_is_forgotten() -> None:
+    planner = Planner()
+    planner.want("d", DIGEST, 1000, b"\x01", 0.0)
+    deadline = planner.next_deadline(0.0)
+    assert deadline is not None
+    planner.plan(1.0)
+    planner.plan(1.0 + DeliverySettings().silent_s)
+    assert planner.idle
+    assert planner.next_deadline(100.0) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    total=st.integers(1, 90),
+    shapes=st.lists(
+        st.tuples(
+            st.floats(1, 500),
+            st.floats(0, 3),
+            st.sampled_from([0.0, 0.0, 0.05, 0.4]),
+            st.integers(1, 20),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_whatever_the_links_do_every_device_that_speaks_ends_complete(
+    seed: int, total: int, shapes: list[tuple[float, float, float, int, bool]]
+) -> None:
+    devices = [
+        SimDevice(f"d{i}", total, rate=rate, joins_at=joins, drop=drop, report_every=every, silent=silent and i > 0)
+        for i, (rate, joins, drop, every, silent) in enumerate(shapes)
+    ]
+    published = simulate(devices, total, seed=seed)
+    assert all(device.done_at is not None for device in devices if not device.silent)
+    if all(device.drop == 0 and device.joins_at == 0 for device in devices):
+        assert len(published) == total
+
+
+@given(st.binary(max_size=40), st.integers(0, 200 * chunks.CHUNK_BYTES))
+def test_any_bitmap_is_safe(bitmap: bytes, size: int) -> None:
+    planner = Planner()
+    planner.want("d", DIGEST, size, bitmap, 0.0)
+    for decision in planner.plan(10.0):
+        assert decision.part < chunks.count(size)
