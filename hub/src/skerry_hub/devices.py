@@ -1,0 +1,243 @@
+"""Devices: registered with a profile, tags and a broker password of their own; found by tag query; removed.
+
+The password is shown once, inside the device's configuration; the hub keeps only its PBKDF2 hash, in the form that
+Mosquitto's password files have. Not handled here: what a device should run (:mod:`skerry_hub.desired`), what it
+reported (:mod:`skerry_hub.ingest`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+
+from skerry_hub import audit, queries
+from skerry_hub.queries import TagQuery
+from skerry_hub.tables import (
+    Assignment,
+    DesiredDocument,
+    Device,
+    DeviceModule,
+    DeviceTag,
+    ModelVersion,
+    StreamMark,
+)
+from skerry_modules import compatibility, profiles, topics
+from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle
+from skerry_modules.errors import InputError
+from skerry_modules.manifest import Manifest
+
+# The broker checks a password at each connect, and a fleet reconnects at once: 101 rounds as Mosquitto's own default.
+# Stretching guards weak passwords; these hold 192 random bits.
+PASSWORD_ROUNDS: Final = 101
+PASSWORD_BYTES: Final = 24
+_SALT_BYTES: Final = 12
+
+
+def register(
+    session: Session,
+    device: str,
+    *,
+    profile: str,
+    tags: Mapping[str, str],
+    description: str = "",
+    actor: str,
+    now: int,
+) -> str:
+    """Add a device. Returns its broker password, which is kept nowhere.
+
+    Raises:
+        InputError: ``device.invalid_id``, ``profile.unknown``, ``device.exists``, ``query.invalid`` (a tag).
+    """
+    topics.check_device_id(device)
+    profiles.get(profile)
+    checked = queries.check_tags(tags, reserved=queries.BUILT_IN)
+    if session.get(Device, device):
+        raise InputError(
+            "device.exists", f"cannot register the device {device!r}: it exists; choose another id, or remove it first"
+        )
+    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    session.add(
+        Device(id=device, profile=profile, secret=hash_password(password), description=description, created_at=now)
+    )
+    session.flush()
+    session.add_all(DeviceTag(device=device, key=key, value=value) for key, value in checked.items())
+    audit.record(session, actor=actor, action="device.register", subject=device, now=now, profile=profile, tags=checked)
+    return password
+
+
+def renew_password(session: Session, device: str, *, actor: str, now: int) -> str:
+    """A new broker password; the old one ends. Returns it once.
+
+    Raises:
+        InputError: ``device.unknown``.
+    """
+    row = get(session, device)
+    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    row.secret = hash_password(password)
+    session.add(row)
+    audit.record(session, actor=actor, action="device.renew_password", subject=device, now=now)
+    return password
+
+
+def get(session: Session, device: str) -> Device:
+    """One device.
+
+    Raises:
+        InputError: ``device.unknown``.
+    """
+    row = session.get(Device, device)
+    if row is None:
+        raise InputError("device.unknown", f"cannot find the device {device!r}: see `skerry devices list`")
+    return row
+
+
+def find(session: Session, query: TagQuery | None = None, *, after: str = "", limit: int = 0) -> Sequence[Device]:
+    """Devices that match, by id, after the id ``after``; ``limit`` 0: all of them."""
+    statement = select(Device).where(queries.device_filter(query or TagQuery())).order_by(col(Device.id))
+    if after:
+        statement = statement.where(col(Device.id) > after)
+    return session.exec(statement.limit(limit) if limit else statement).all()
+
+
+def set_tags(session: Session, device: str, tags: Mapping[str, str], *, actor: str, now: int) -> dict[str, str]:
+    """Replace all tags of a device.
+
+    Raises:
+        InputError: ``device.unknown``, ``query.invalid``.
+    """
+    get(session, device)
+    checked = queries.check_tags(tags, reserved=queries.BUILT_IN)
+    session.exec(delete(DeviceTag).where(col(DeviceTag.device) == device))
+    session.add_all(DeviceTag(device=device, key=key, value=value) for key, value in checked.items())
+    audit.record(session, actor=actor, action="device.tags", subject=device, now=now, tags=checked)
+    return checked
+
+
+def tags_of(session: Session, devices: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Tags by device id; every id asked for has an entry."""
+    found: dict[str, dict[str, str]] = {device: {} for device in devices}
+    if devices:
+        rows = session.exec(select(DeviceTag).where(col(DeviceTag.device).in_(devices)).order_by(col(DeviceTag.key)))
+        for row in rows:
+            found[row.device][row.key] = row.value
+    return found
+
+
+def modules_of(session: Session, devices: Sequence[str]) -> dict[str, list[DeviceModule]]:
+    """What each device reported of its modules; every id asked for has an entry."""
+    found: dict[str, list[DeviceModule]] = {device: [] for device in devices}
+    if devices:
+        order = (col(DeviceModule.device), col(DeviceModule.module), col(DeviceModule.version).desc())
+        statement = select(DeviceModule).where(col(DeviceModule.device).in_(devices)).order_by(*order)
+        for row in session.exec(statement):
+            found[row.device].append(row)
+    return found
+
+
+def remove(session: Session, device: str, *, actor: str, now: int, reason: str = "") -> None:
+    """Forget a device: it can no longer connect. Its telemetry, samples and events stay.
+
+    Raises:
+        InputError: ``device.unknown``.
+    """
+    row = get(session, device)
+    for table in (Assignment, DesiredDocument, DeviceTag, DeviceModule, StreamMark):
+        session.exec(delete(table).where(col(table.device) == device))
+    session.delete(row)
+    audit.record(session, actor=actor, action="device.remove", subject=device, now=now, reason=reason)
+
+
+def credentials(session: Session) -> dict[str, str]:
+    """Password hashes by device id, for the broker."""
+    return dict(session.exec(select(Device.id, Device.secret)).all())
+
+
+def compatibility_of(session: Session, device: str, version: ModelVersion) -> list[Obstacle]:
+    """Why a version cannot run on a device; empty if it can. From its profile, and what it said of itself in hello.
+
+    Raises:
+        InputError: ``device.unknown``.
+    """
+    row = get(session, device)
+    return compatibility.obstacles(
+        msgspec.json.decode(version.manifest, type=Manifest),
+        msgspec.json.decode(version.facts, type=ModelFacts),
+        profiles.get(row.profile),
+        _facts(session, row, version.name),
+    )
+
+
+def _facts(session: Session, row: Device, module: str) -> DeviceFacts:
+    """The device's own facts, with the memory that its other wanted modules declare."""
+    statement = (
+        select(ModelVersion.manifest)
+        .join(
+            Assignment,
+            (col(Assignment.module) == col(ModelVersion.name)) & (col(Assignment.version) == col(ModelVersion.version)),
+        )
+        .where(col(Assignment.device) == row.id, col(Assignment.module) != module)
+    )
+    others = sum(msgspec.json.decode(text, type=Manifest).resources.memory_mb for text in session.exec(statement))
+    facts = msgspec.json.decode(row.facts, type=DeviceFacts)
+    return msgspec.structs.replace(facts, memory_in_use_mb=others)
+
+
+def hash_password(password: str, *, salt: bytes | None = None, rounds: int = PASSWORD_ROUNDS) -> str:
+    """``$7$rounds$salt$hash``: PBKDF2-HMAC-SHA512 as ``mosquitto_passwd`` writes it (salt and hash in base64)."""
+    salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds)
+    return f"$7${rounds}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+
+
+def check_password(password: str, hashed: str) -> bool:
+    """Whether a password is the one that was hashed."""
+    try:
+        _, kind, rounds, salt, _ = hashed.split("$")
+    except ValueError:
+        return False
+    return kind == "7" and hmac.compare_digest(
+        hashed, hash_password(password, salt=base64.b64decode(salt), rounds=int(rounds))
+    )
+
+
+def config_text(device: Device, password: str, *, broker: str, hub_key: str, publishers: Sequence[str]) -> str:
+    """The agent's configuration, as TOML with a comment per choice."""
+    keys = "".join(f"  {_quoted(key)},\n" for key in publishers)
+    return f"""# Configuration of the device {device.id}.
+# It holds the broker password: keep it readable by the agent only.
+# Save it on the device as agent.toml and run: skerry-agent run --config agent.toml
+
+[device]
+id = {_quoted(device.id)}
+profile = {_quoted(device.profile)}
+
+[hub]
+broker = {_quoted(broker)}
+username = {_quoted(device.id)}
+password = {_quoted(password)}
+# Desired documents are accepted only from this hub …
+key = {_quoted(hub_key)}
+# … and modules only from these publishers.
+publishers = [
+{keys}]
+
+[state]
+folder = "state"
+
+[serving]
+http = "127.0.0.1:8090"
+socket = ""
+"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's escapes are a subset of TOML's."""
+    return msgspec.json.encode(text).decode()

@@ -1,0 +1,71 @@
+"""The hub's own Ed25519 key, which signs desired documents. It never leaves the data folder.
+
+Publishers' keys are theirs: the hub only knows the public halves, in the table ``publisher_key``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from skerry_hub import audit
+from skerry_hub.tables import PublisherKey
+from skerry_modules import trust
+from skerry_modules.errors import InputError
+
+
+def hub_key(folder: Path) -> trust.SigningKey:
+    """The hub's key, made at the first start.
+
+    Raises:
+        InputError: ``trust.bad_key``: the file is there and cannot be read.
+    """
+    path = folder / "keys" / "hub.pem"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.unlink(missing_ok=True)
+        trust.SigningKey.generate().save(aside)
+        # A link, not a rename: of two hubs that start at once, one key stays and both use it.
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+        aside.unlink()
+    return trust.SigningKey.load(path, "hub")
+
+
+def add_publisher(session: Session, text: str, *, actor: str, now: int) -> PublisherKey:
+    """Trust a publisher's public key (``ed25519:<base64> [name]``); adding it again changes its name only.
+
+    Raises:
+        InputError: ``trust.bad_key``.
+    """
+    key = trust.parse_public(text)
+    row = session.get(PublisherKey, key.keyid)
+    if row is None:
+        row = PublisherKey(keyid=key.keyid, text=key.text(), added_by=actor, added_at=now)
+    row.text = key.text()
+    session.add(row)
+    audit.record(session, actor=actor, action="key.add", subject=key.keyid, now=now, name=key.name)
+    return row
+
+
+def remove_publisher(session: Session, keyid: str, *, actor: str, now: int) -> None:
+    """Stop accepting a publisher's signatures. Devices that run its modules go on.
+
+    Raises:
+        InputError: ``request.not_found``.
+    """
+    row = session.get(PublisherKey, keyid)
+    if row is None:
+        raise InputError("request.not_found", f"cannot remove the key {keyid}: it is not among the publishers' keys")
+    session.delete(row)
+    audit.record(session, actor=actor, action="key.remove", subject=keyid, now=now)
+
+
+def publishers(session: Session) -> dict[str, trust.PublicKey]:
+    """The keys whose modules the hub accepts, by key id."""
+    rows = session.exec(select(PublisherKey).order_by(col(PublisherKey.keyid)))
+    return {row.keyid: trust.parse_public(row.text) for row in rows}
