@@ -179,6 +179,29 @@ def test_a_wave_of_which_nobody_answered_holds() -> None:
     assert steps(rollout) == ["assigned", "pending"]
 
 
+def test_a_device_that_cannot_run_it_is_no_answer_and_no_failure() -> None:
+    rollout = make(2)
+    cannot = DeviceProgress(device="z", wave=0, step=D.UNSCHEDULABLE, reason="unschedulable.engine")
+    rollout = msgspec.structs.replace(rollout, devices=(*rollout.devices, cannot))
+    rollout, actions = run(rollout, {}, 1000)
+    assert any(isinstance(action, Note) and "wave 1 with 1 devices" in action.message for action in actions)
+    rollout, _ = run(rollout, {"d0": report(online=False, seen=500)}, 2000)
+    assert steps(rollout) == ["assigned", "pending", "unschedulable"]
+    rollout, _ = run(rollout, {"d0": report(module(2))}, 3000)
+    rollout, _ = run(rollout, {"d0": report(module(2)), "d1": report(module(2))}, 4000)
+    assert rollout.state is S.SUCCEEDED
+
+
+def test_a_large_wave_begins_in_batches() -> None:
+    rollout = make(7, waves=(Wave(percent=100.0),))
+    sizes = []
+    for _ in range(4):
+        rollout, actions = advance(rollout, {}, 1000, batch=3)
+        rollout = perform(rollout, actions, 1)
+        sizes.append(sum(isinstance(action, Assign) for action in actions))
+    assert sizes == [3, 3, 1, 0]
+
+
 def test_the_next_wave_waits_for_the_pause_between_waves() -> None:
     rollout, _ = run(make(2, wave_pause_s=10.0), {}, 1000)
     proven = {"d0": report(module(2))}

@@ -44,7 +44,7 @@ class DeviceStep(StrEnum):
 
 
 ACTIVE: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
-RESOLVED: Final = (DeviceStep.SUCCEEDED, DeviceStep.FAILED, DeviceStep.UNSCHEDULABLE)
+RESOLVED: Final = (DeviceStep.SUCCEEDED, DeviceStep.FAILED)
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,8 +205,11 @@ def _require(rollout: Rollout, verb: str, *states: RolloutState) -> None:
         )
 
 
-def advance(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int) -> tuple[Rollout, list[Action]]:
-    """One step. Idempotent: called again with the same arguments on its own result, it does nothing more.
+def advance(
+    rollout: Rollout, reports: Mapping[str, DeviceReport], now: int, *, batch: int = 1_000_000
+) -> tuple[Rollout, list[Action]]:
+    """One step. Idempotent: called again with the same arguments on its own result, it does nothing more (but for a
+    wave of more than ``batch`` devices, which takes several steps to begin).
 
     The caller performs each :class:`Assign` and writes the revision that carries it into the device's progress;
     a device whose revision is still 0 is not judged.
@@ -215,6 +218,7 @@ def advance(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int) -> 
         rollout: as saved.
         reports: by device id; a device that is missing has never been heard of.
         now: wall clock of the hub, ms.
+        batch: the most devices to assign in one step.
     """
     if rollout.state not in ACTIVE:
         return rollout, []
@@ -234,7 +238,7 @@ def advance(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int) -> 
         reason = f"wave {wave + 1} failed more than its share"
         turned, more = _turn_back(rollout, ending, reason, proven_too=ending is RolloutState.ROLLED_BACK, now=now)
         return turned, actions + more
-    turned, more = _go_on(rollout, reports, now)
+    turned, more = _go_on(rollout, reports, now, batch)
     return turned, actions + more
 
 
@@ -350,11 +354,11 @@ def _finish_turning_back(rollout: Rollout, actions: list[Action]) -> tuple[Rollo
     return msgspec.structs.replace(rollout, state=state, ending=""), [*actions, note]
 
 
-def _go_on(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int) -> tuple[Rollout, list[Action]]:
+def _go_on(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int, batch: int) -> tuple[Rollout, list[Action]]:
     """Begin the wave, the next wave, or the end."""
     current = [one for one in rollout.devices if one.wave == rollout.wave]
     if any(one.step is DeviceStep.PENDING for one in current):
-        return _begin_wave(rollout, rollout.wave, now)
+        return _begin_wave(rollout, rollout.wave, now, batch)
     if not any(one.step is DeviceStep.PENDING for one in rollout.devices):
         if any(one.step is DeviceStep.ASSIGNED for one in rollout.devices):
             return rollout, []
@@ -366,14 +370,14 @@ def _go_on(rollout: Rollout, reports: Mapping[str, DeviceReport], now: int) -> t
     if now - max(ended, rollout.wave_started_at) < rollout.plan.wave_pause_s * 1000:
         return rollout, []
     following = min(one.wave for one in rollout.devices if one.step is DeviceStep.PENDING)
-    return _begin_wave(rollout, following, now)
+    return _begin_wave(rollout, following, now, batch)
 
 
 def _proven(rollout: Rollout, reports: Mapping[str, DeviceReport]) -> bool:
     """Whether every device so far has answered, but for those that were away before they were asked."""
     answered = False
     for one in rollout.devices:
-        if one.wave > rollout.wave:
+        if one.wave > rollout.wave or one.step is DeviceStep.UNSCHEDULABLE:
             continue
         if one.step in RESOLVED:
             answered = answered or one.wave == rollout.wave
@@ -385,17 +389,20 @@ def _proven(rollout: Rollout, reports: Mapping[str, DeviceReport]) -> bool:
     return answered
 
 
-def _begin_wave(rollout: Rollout, wave: int, now: int) -> tuple[Rollout, list[Action]]:
+def _begin_wave(rollout: Rollout, wave: int, now: int, batch: int) -> tuple[Rollout, list[Action]]:
     if rollout.state is not RolloutState.RUNNING:
         return rollout, []
     actions: list[Action] = []
     devices = []
     for one in rollout.devices:
-        if one.wave <= wave and one.step is DeviceStep.PENDING:
+        if one.wave <= wave and one.step is DeviceStep.PENDING and len(actions) < batch:
             actions.append(Assign(one.device, rollout.version, rollout.plan.soak_s))
             devices.append(msgspec.structs.replace(one, step=DeviceStep.ASSIGNED, assigned_at=now, revision=0))
         else:
             devices.append(one)
-    note = Note("rollout.wave", f"rollout {rollout.id} begins wave {wave + 1} with {len(actions)} devices")
-    begun = msgspec.structs.replace(rollout, wave=wave, wave_started_at=now, devices=tuple(devices))
-    return begun, [note, *actions]
+    mine = [one for one in rollout.devices if one.wave == wave and one.step is not DeviceStep.UNSCHEDULABLE]
+    if all(one.step is DeviceStep.PENDING for one in mine):
+        size = len(mine)
+        actions.insert(0, Note("rollout.wave", f"rollout {rollout.id} begins wave {wave + 1} with {size} devices"))
+        rollout = msgspec.structs.replace(rollout, wave=wave, wave_started_at=now)
+    return msgspec.structs.replace(rollout, devices=tuple(devices)), actions
