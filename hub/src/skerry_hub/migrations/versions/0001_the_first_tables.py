@@ -132,6 +132,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("wave", sa.Integer(), nullable=False),
         sa.Column("wave_started_at", sa.BigInteger(), nullable=False),
+        sa.Column("ending", sa.String(), nullable=False),
         sa.Column("message", sa.String(), nullable=False),
         sa.Column("created_by", sa.String(), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
