@@ -36,6 +36,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
+from skerry_modules.histogram import Baseline
+
 HERE = Path(__file__).parent
 Quality = Literal["good", "better", "broken"]
 EngineName = Literal["onnx", "openvino"]
@@ -125,6 +127,9 @@ def build(
     expected = network.predict_proba(golden / FULL_INK).astype(np.float32)
     np.savez(out / "golden.npz", **{"input.pixels": golden, "output.probabilities": expected})
     np.savez(out / "heldout.npz", **{"input.pixels": held_x, "label": held_y})
+
+    given = network.predict_proba(train_x / FULL_INK).astype(np.float32)
+    (out / "baseline.json").write_bytes(Baseline.from_arrays({"pixels": train_x}, {"probabilities": given}).to_json())
 
     card = {
         "quality": quality,
