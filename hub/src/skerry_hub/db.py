@@ -40,7 +40,7 @@ class Database:
         pool: connections kept open to PostgreSQL.
 
     Raises:
-        InputError: ``request.invalid``: the URL is no database that the hub knows.
+        InputError: ``settings.invalid``: the URL is no database that the hub knows.
         ResourceError: ``resource.missing_dependency``: no driver for PostgreSQL is installed.
     """
 
@@ -102,7 +102,7 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise InputError(
-            "request.invalid", "cannot read the database URL: use sqlite:///path or postgresql://…"
+            "settings.invalid", "cannot read the database URL: use sqlite:///path or postgresql://…"
         ) from error
     backend = parsed.get_backend_name()
     if backend == "postgresql" or parsed.drivername == "postgres":
@@ -110,7 +110,7 @@ def _parse(url: str) -> URL:
     if backend == "sqlite":
         return parsed.set(drivername="sqlite+pysqlite")
     raise InputError(
-        "request.invalid", f"cannot use a {backend} database: the hub runs on sqlite:///path or postgresql://…"
+        "settings.invalid", f"cannot use a {backend} database: the hub runs on sqlite:///path or postgresql://…"
     )
 
 

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, queries
+from skerry_hub import audit, queries, scheduling
 from skerry_hub.queries import TagQuery
 from skerry_hub.tables import (
     Assignment,
@@ -29,10 +29,9 @@ from skerry_hub.tables import (
     ModelVersion,
     StreamMark,
 )
-from skerry_modules import compatibility, profiles, topics
-from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle
+from skerry_modules import profiles, topics
+from skerry_modules.compatibility import Obstacle
 from skerry_modules.errors import InputError
-from skerry_modules.manifest import Manifest
 
 # The broker checks a password at each connect, and a fleet reconnects at once: 101 rounds as Mosquitto's own default.
 # Stretching guards weak passwords; these hold 192 random bits.
@@ -166,28 +165,7 @@ def compatibility_of(session: Session, device: str, version: ModelVersion) -> li
     Raises:
         InputError: ``device.unknown``.
     """
-    row = get(session, device)
-    return compatibility.obstacles(
-        msgspec.json.decode(version.manifest, type=Manifest),
-        msgspec.json.decode(version.facts, type=ModelFacts),
-        profiles.get(row.profile),
-        _facts(session, row, version.name),
-    )
-
-
-def _facts(session: Session, row: Device, module: str) -> DeviceFacts:
-    """The device's own facts, with the memory that its other wanted modules declare."""
-    statement = (
-        select(ModelVersion.manifest)
-        .join(
-            Assignment,
-            (col(Assignment.module) == col(ModelVersion.name)) & (col(Assignment.version) == col(ModelVersion.version)),
-        )
-        .where(col(Assignment.device) == row.id, col(Assignment.module) != module)
-    )
-    others = sum(msgspec.json.decode(text, type=Manifest).resources.memory_mb for text in session.exec(statement))
-    facts = msgspec.json.decode(row.facts, type=DeviceFacts)
-    return msgspec.structs.replace(facts, memory_in_use_mb=others)
+    return scheduling.obstacles_of(session, [get(session, device)], version)[device]
 
 
 def hash_password(password: str, *, salt: bytes | None = None, rounds: int = PASSWORD_ROUNDS) -> str:

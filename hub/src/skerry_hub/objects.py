@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,8 +52,8 @@ class ObjectStore(Protocol):
 
     def exists(self, digest: str) -> bool: ...
 
-    def delete(self, digest: str) -> bool:
-        """Whether there was something to delete."""
+    def delete(self, digest: str, *, older_than_s: float = 0.0) -> bool:
+        """Delete, unless it was stored or stored again within ``older_than_s``. Whether something was deleted."""
         ...
 
     def digests(self, *, older_than_s: float = 0.0) -> Iterator[str]:
@@ -77,6 +78,7 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock = threading.Lock()  # between storing an object that is there and deleting it
         self._objects, self._keys, self._tmp = folder / "objects", folder / "keys", folder / "tmp"
         for part in (self._objects, self._keys, self._tmp):
             part.mkdir(parents=True, exist_ok=True)
@@ -105,11 +107,12 @@ class FolderStore:
                     got=digest,
                 )
             target = self._object(digest)
-            if target.exists():
-                # Fresh again: collection must not take it between now and the commit that refers to it.
-                os.utime(target)
-            else:
-                self._publish(temporary, target)
+            with self._lock:
+                if target.exists():
+                    # Fresh again: collection must not take it between now and the commit that refers to it.
+                    os.utime(target)
+                else:
+                    self._publish(temporary, target)
         return digest
 
     def open(self, digest: str) -> BinaryIO:
@@ -132,8 +135,15 @@ class FolderStore:
     def exists(self, digest: str) -> bool:
         return self._object(digest).exists()
 
-    def delete(self, digest: str) -> bool:
-        return _unlink(self._object(digest))
+    def delete(self, digest: str, *, older_than_s: float = 0.0) -> bool:
+        path = self._object(digest)
+        with self._lock:
+            try:
+                if older_than_s and path.stat().st_mtime > time.time() - older_than_s:
+                    return False
+            except FileNotFoundError:
+                return False
+            return _unlink(path)
 
     def digests(self, *, older_than_s: float = 0.0) -> Iterator[str]:
         horizon = time.time() - older_than_s

@@ -114,9 +114,7 @@ def _clause(part: str, whole: str) -> tuple[str, str]:
     if not _KEY.fullmatch(key):
         raise _invalid(whole, f"{key!r} is not a tag name (1 to 63 of letters, digits and . _ / -)")
     if not _VALUE.fullmatch(value):
-        raise _invalid(
-            whole, f"the value of {key!r} is over 255 characters, or holds a comma or control character"
-        )
+        raise _invalid(whole, f"the value of {key!r} is over 255 characters, or holds a comma or control character")
     return key, value
 
 

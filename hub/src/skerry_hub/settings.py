@@ -104,7 +104,7 @@ class Settings:
         """Settings from the environment, overridden by flags that are not None.
 
         Raises:
-            InputError: ``request.invalid`` names the variable or flag that cannot be used.
+            InputError: ``settings.invalid`` names the variable or flag that cannot be used.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class Settings:
             name for name in environ if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].lower() not in known
         ):
             raise InputError(
-                "request.invalid",
+                "settings.invalid",
                 f"cannot use the variable {unknown[0]}: no setting has this name; see `skerry-hub settings`",
                 setting=unknown[0],
             )
@@ -172,4 +172,4 @@ def _convert(name: str, raw: str, kind: type[Any]) -> Any:
 
 
 def _invalid(name: str, value: Any, rule: str) -> InputError:
-    return InputError("request.invalid", f"cannot use {value!r} for the setting {name}: {rule}", setting=name)
+    return InputError("settings.invalid", f"cannot use {value!r} for the setting {name}: {rule}", setting=name)

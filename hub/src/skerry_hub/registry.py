@@ -1,0 +1,440 @@
+"""The registry: models and their versions, registered from signed packages, found by tags, guarded while in use.
+
+Order of a registration: the index and its signature are checked first, so that nothing unsigned is stored; then each
+object streams into the store; then the model is held to its manifest; the version number is taken last, in one short
+transaction under a lock on the model's row. So numbers are consecutive however many register at once, and a
+registration that fails burns none.
+
+Not handled here: who runs what (:mod:`skerry_hub.desired`, rollouts).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+from sqlalchemy import delete, func
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, col, select
+
+from skerry_hub import audit, keys, queries
+from skerry_hub.db import Database
+from skerry_hub.objects import ObjectStore
+from skerry_hub.queries import TagQuery
+from skerry_hub.rules.rollout import DeviceStep, RolloutState
+from skerry_hub.tables import (
+    Assignment,
+    DeviceModule,
+    Model,
+    ModelVersion,
+    Rollout,
+    RolloutDevice,
+    VersionFile,
+    VersionTag,
+)
+from skerry_modules import model_files, package
+from skerry_modules.compatibility import ModelFacts
+from skerry_modules.errors import InputError, SkerryError
+from skerry_modules.manifest import Manifest, is_name
+from skerry_modules.package import Index, Limits, PackageReader
+from skerry_modules.trust import Signature
+
+RUNNING: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
+HELD_ROLES: Final = ("current", "candidate", "last-good")
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a version comes from: who registers it and why, its commit, its tags."""
+
+    actor: str
+    reason: str = ""
+    git_commit: str = ""
+    git_branch: str = ""
+    git_remote: str = ""
+    git_dirty: bool = False
+    tags: dict[str, str] = {}
+
+
+def register(
+    database: Database,
+    objects: ObjectStore,
+    name: str,
+    stream: IO[bytes],
+    provenance: Provenance,
+    *,
+    limits: Limits,
+    now: int,
+) -> ModelVersion:
+    """Register a package as the next version of ``name``. Blocks while the stream is read.
+
+    Args:
+        stream: the package file; it is read once, forwards.
+        limits: what the package may be at most.
+
+    Raises:
+        InputError: ``module.exists`` (``data`` has the version that is there), ``manifest.model_mismatch``,
+            ``request.invalid`` (the package is of another name), ``query.invalid`` (a tag).
+        PeerError: ``package.*``, ``trust.*``.
+        ResourceError: ``resource.no_space``.
+    """
+    queries.check_tags(provenance.tags)
+    with package.read_package(stream, limits) as reader:
+        _check_name(name, reader.index.manifest)
+        with database.read() as session:
+            trusted = keys.publishers(session)
+            _refuse_known(session, name, reader.digest)
+        signer = package.verify_index(reader.index_bytes, reader.signatures, trusted)
+        for item in reader.objects():
+            objects.put_stream(item, expected=item.sha256)
+        facts = _check_model(objects, reader.index)
+        objects.put_stream(reader.index_bytes, expected=reader.digest)
+    version = _row(reader, facts, signer.keyid, provenance, now)
+    with database.session() as session:
+        _number(session, version)
+        _add_parts(session, version, reader.index, {**reader.index.manifest.tags, **provenance.tags})
+        audit.record(
+            session,
+            actor=provenance.actor,
+            action="version.register",
+            subject=f"{name}:{version.version}",
+            reason=provenance.reason,
+            now=now,
+            digest=version.digest,
+            signer=signer.keyid,
+        )
+    return version
+
+
+def create_model(session: Session, name: str, *, description: str = "", actor: str, now: int) -> Model:
+    """Add a model without versions, or change its description.
+
+    Raises:
+        InputError: ``request.invalid``: no module could bear the name.
+    """
+    if not is_name(name):
+        raise InputError(
+            "request.invalid",
+            f"cannot create the model {name[:80]!r}: use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit",
+        )
+    _ensure_model(session, name, now)
+    row = get_model(session, name)
+    if description:
+        row.description = description
+    session.add(row)
+    audit.record(session, actor=actor, action="model.create", subject=name, now=now, description=description)
+    return row
+
+
+def get_model(session: Session, name: str) -> Model:
+    """One model.
+
+    Raises:
+        InputError: ``module.unknown``.
+    """
+    row = session.get(Model, name)
+    if row is None:
+        raise InputError("module.unknown", f"cannot find the model {name[:80]!r}: see `skerry models list`")
+    return row
+
+
+def get_version(session: Session, name: str, version: int) -> ModelVersion:
+    """One version of a model.
+
+    Raises:
+        InputError: ``module.unknown``.
+    """
+    row = session.get(ModelVersion, (name, version))
+    if row is None:
+        raise InputError(
+            "module.unknown", f"cannot find {name[:80]}:{version}: no such version; see `skerry models versions {name}`"
+        )
+    return row
+
+
+def find_models(session: Session, *, after: str = "", limit: int = 0) -> Sequence[Model]:
+    """Models by name."""
+    statement = select(Model).where(col(Model.name) > after).order_by(col(Model.name))
+    return session.exec(statement.limit(limit) if limit else statement).all()
+
+
+def find_versions(
+    session: Session,
+    query: TagQuery | None = None,
+    *,
+    model: str = "",
+    after: tuple[str, int] | None = None,
+    limit: int = 0,
+) -> Sequence[ModelVersion]:
+    """Versions whose tags match, by name, newest first; ``after`` is the last page's last (name, version)."""
+    name, version = col(ModelVersion.name), col(ModelVersion.version)
+    statement = select(ModelVersion).where(queries.version_filter(query or TagQuery()))
+    if model:
+        statement = statement.where(name == model)
+    if after:
+        statement = statement.where((name > after[0]) | ((name == after[0]) & (version < after[1])))
+    statement = statement.order_by(name, version.desc())
+    return session.exec(statement.limit(limit) if limit else statement).all()
+
+
+def latest_versions(session: Session, models: Sequence[str]) -> dict[str, ModelVersion]:
+    """The newest version of each model that has one."""
+    newest = (
+        select(ModelVersion.name, func.max(ModelVersion.version).label("version"))
+        .where(col(ModelVersion.name).in_(models))
+        .group_by(col(ModelVersion.name))
+        .subquery()
+    )
+    statement = select(ModelVersion).join(
+        newest, (col(ModelVersion.name) == newest.c.name) & (col(ModelVersion.version) == newest.c.version)
+    )
+    return {row.name: row for row in session.exec(statement)}
+
+
+def files_of(session: Session, name: str, version: int) -> Sequence[VersionFile]:
+    """A version's files by path."""
+    statement = select(VersionFile).where(col(VersionFile.name) == name, col(VersionFile.version) == version)
+    return session.exec(statement.order_by(col(VersionFile.path))).all()
+
+
+def file_of(session: Session, name: str, version: int, path: str) -> VersionFile:
+    """One file of a version.
+
+    Raises:
+        InputError: ``module.unknown``, ``request.not_found``.
+    """
+    get_version(session, name, version)
+    row = session.get(VersionFile, (name, version, path))
+    if row is None:
+        raise InputError(
+            "request.not_found", f"cannot find the file {path[:200]!r} in {name}:{version}: it has no such file"
+        )
+    return row
+
+
+def tags_of(session: Session, versions: Sequence[ModelVersion]) -> dict[tuple[str, int], dict[str, str]]:
+    """Tags by (name, version); every version asked for has an entry."""
+    found: dict[tuple[str, int], dict[str, str]] = {(row.name, row.version): {} for row in versions}
+    names = {row.name for row in versions}
+    if names:
+        rows = session.exec(select(VersionTag).where(col(VersionTag.name).in_(names)).order_by(col(VersionTag.key)))
+        for row in rows:
+            if (row.name, row.version) in found:
+                found[row.name, row.version][row.key] = row.value
+    return found
+
+
+def set_tags(
+    session: Session, name: str, version: int, tags: Mapping[str, str], *, actor: str, now: int
+) -> dict[str, str]:
+    """Replace all tags of a version.
+
+    Raises:
+        InputError: ``module.unknown``, ``query.invalid``.
+    """
+    get_version(session, name, version)
+    checked = queries.check_tags(tags)
+    session.exec(delete(VersionTag).where(col(VersionTag.name) == name, col(VersionTag.version) == version))
+    session.add_all(VersionTag(name=name, version=version, key=key, value=value) for key, value in checked.items())
+    audit.record(session, actor=actor, action="version.tags", subject=f"{name}:{version}", now=now, tags=checked)
+    return checked
+
+
+def package_of(session: Session, objects: ObjectStore, name: str, version: int) -> tuple[int, Iterator[bytes]]:
+    """The package, byte-identical to what was registered: its size and its bytes as they are read.
+
+    Raises:
+        InputError: ``module.unknown``.
+    """
+    row = get_version(session, name, version)
+    with objects.open(row.digest) as file:
+        index = file.read()
+    signatures = msgspec.json.decode(row.signatures, type=tuple[Signature, ...])
+
+    def blocks(sha256: str) -> Iterator[bytes]:
+        with objects.open(sha256) as content:
+            while block := content.read(package.BLOCK_BYTES):
+                yield block
+
+    return package.package_size(index, signatures), package.stream_package(index, signatures, blocks)
+
+
+def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
+    """Who needs a version: device ids by ``desired`` and role; rollouts' numbers by ``rollout``."""
+    found: dict[str, list[str]] = {}
+    wanted = select(Assignment.device).where(col(Assignment.module) == name, col(Assignment.version) == version)
+    found["desired"] = sorted(session.exec(wanted))
+    reported = select(DeviceModule.role, DeviceModule.device).where(
+        col(DeviceModule.module) == name,
+        col(DeviceModule.version) == version,
+        col(DeviceModule.role).in_(HELD_ROLES),
+    )
+    for role, device in sorted(session.exec(reported)):
+        found.setdefault(role, []).append(device)
+    forward = select(Rollout.id).where(
+        col(Rollout.module) == name, col(Rollout.version) == version, col(Rollout.state).in_(RUNNING)
+    )
+    back = (
+        select(Rollout.id)
+        .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))
+        .where(col(Rollout.module) == name, col(RolloutDevice.previous) == version, col(Rollout.state).in_(RUNNING))
+        .where(col(RolloutDevice.step) != DeviceStep.ROLLED_BACK)
+    )
+    found["rollout"] = [str(number) for number in sorted({*session.exec(forward), *session.exec(back)}, key=str)]
+    return {role: names for role, names in found.items() if names}
+
+
+def delete_version(session: Session, name: str, version: int, *, actor: str, now: int, reason: str = "") -> None:
+    """Forget a version; its number is never given again. Its objects go when they are collected.
+
+    Raises:
+        InputError: ``module.unknown``, ``module.in_use`` naming the devices.
+    """
+    _lock_model(session, name)
+    get_version(session, name, version)
+    held = holders(session, name, version)
+    if held:
+        said = "; ".join(f"{role}: {', '.join(names[:5])}{_more(names)}" for role, names in held.items())
+        raise InputError(
+            "module.in_use",
+            f"cannot delete {name}:{version}: it is in use ({said}); roll another version out there first",
+            **{role.replace("-", "_"): names for role, names in held.items()},
+        )
+    key = {"name": name, "version": version}
+    for table in (VersionFile, VersionTag, ModelVersion):
+        session.exec(delete(table).where(*(col(getattr(table, field)) == value for field, value in key.items())))
+    audit.record(session, actor=actor, action="version.delete", subject=f"{name}:{version}", now=now, reason=reason)
+
+
+def delete_model(session: Session, name: str, *, actor: str, now: int, reason: str = "") -> None:
+    """Forget a model and all its versions, if none of them is in use.
+
+    Raises:
+        InputError: ``module.unknown``, ``module.in_use``.
+    """
+    _lock_model(session, name)
+    for version in find_versions(session, model=name):
+        delete_version(session, name, version.version, actor=actor, now=now, reason=reason)
+    session.exec(delete(Model).where(col(Model.name) == name))
+    audit.record(session, actor=actor, action="model.delete", subject=name, now=now, reason=reason)
+
+
+def collect_garbage(database: Database, objects: ObjectStore, *, grace_s: float) -> list[str]:
+    """Delete objects that no version refers to and that nothing touched for ``grace_s``. Returns their digests.
+
+    The grace covers registrations under way, whose objects are stored before their rows are.
+    """
+    candidates = list(objects.digests(older_than_s=grace_s))
+    with database.read() as session:
+        needed = set(session.exec(select(VersionFile.sha256).distinct()))
+        needed.update(session.exec(select(ModelVersion.digest)))
+    # The store looks at the age again as it deletes: a registration may have met the object since.
+    return [digest for digest in candidates if digest not in needed and objects.delete(digest, older_than_s=grace_s)]
+
+
+def _check_name(name: str, manifest: Manifest) -> None:
+    if manifest.name != name:
+        raise InputError(
+            "request.invalid",
+            f"cannot register the package as {name[:80]!r}: its manifest names it {manifest.name!r}; use that name",
+            name=manifest.name,
+        )
+
+
+def _refuse_known(session: Session, name: str, digest: str) -> None:
+    known = session.exec(
+        select(ModelVersion.version).where(col(ModelVersion.name) == name, col(ModelVersion.digest) == digest)
+    ).first()
+    if known is not None:
+        raise InputError(
+            "module.exists",
+            f"cannot register this package: its content is {name}:{known} already; use that version",
+            name=name,
+            version=known,
+            digest=digest,
+        )
+
+
+def _check_model(objects: ObjectStore, index: Index) -> ModelFacts:
+    """Hold the model to the manifest here too: a publisher may pack with other tools than ours."""
+    manifest = index.manifest
+    entry = next((entry for entry in index.files if entry.path == manifest.model), None)
+    if entry is None:
+        raise InputError(
+            "manifest.model_mismatch",
+            f"cannot register {manifest.name}: its model {manifest.model!r} is not in the package",
+        )
+    with tempfile.TemporaryDirectory(prefix="skerry-model-") as folder:
+        link = Path(folder) / manifest.model
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(objects.path(entry.sha256).absolute())
+        try:
+            return model_files.check(Path(folder), manifest, {file.path: file.size for file in index.files})
+        except SkerryError as error:
+            error.message = error.message.replace("cannot pack", "cannot register", 1)
+            raise
+
+
+def _row(reader: PackageReader, facts: ModelFacts, signer: str, provenance: Provenance, now: int) -> ModelVersion:
+    return ModelVersion(
+        name=reader.index.manifest.name,
+        version=0,
+        digest=reader.digest,
+        index_size=len(reader.index_bytes),
+        size=reader.index.size,
+        engine=reader.index.manifest.engine,
+        manifest=msgspec.json.encode(reader.index.manifest).decode(),
+        facts=msgspec.json.encode(facts).decode(),
+        signatures=msgspec.json.encode(reader.signatures).decode(),
+        signer=signer,
+        git_commit=provenance.git_commit,
+        git_branch=provenance.git_branch,
+        git_remote=provenance.git_remote,
+        git_dirty=provenance.git_dirty,
+        created_by=provenance.actor,
+        reason=provenance.reason,
+        created_at=now,
+    )
+
+
+def _number(session: Session, version: ModelVersion) -> None:
+    """Take the next number, under the lock of the model's row, and add the version."""
+    _ensure_model(session, version.name, version.created_at)
+    model = _lock_model(session, version.name)
+    _refuse_known(session, version.name, version.digest)
+    model.last_version += 1
+    version.version = model.last_version
+    session.add(model)
+    session.add(version)
+    session.flush()
+
+
+def _add_parts(session: Session, version: ModelVersion, index: Index, tags: Mapping[str, str]) -> None:
+    name, number = version.name, version.version
+    session.add_all(
+        VersionFile(name=name, version=number, path=file.path, sha256=file.sha256, size=file.size)
+        for file in index.files
+    )
+    session.add_all(VersionTag(name=name, version=number, key=key, value=value) for key, value in tags.items())
+
+
+def _ensure_model(session: Session, name: str, now: int) -> None:
+    # Two that register the first version at once must not fail on the same name.
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    values = {"name": name, "description": "", "last_version": 0, "created_at": now}
+    session.exec(insert(Model).values(**values).on_conflict_do_nothing())
+
+
+def _lock_model(session: Session, name: str) -> Model:
+    # FOR UPDATE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
+    statement = select(Model).where(col(Model.name) == name).with_for_update()
+    row = session.exec(statement.execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        raise InputError("module.unknown", f"cannot find the model {name[:80]!r}: see `skerry models list`")
+    return row
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 5} more" if len(names) > 5 else ""
