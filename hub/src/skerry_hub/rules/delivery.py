@@ -33,7 +33,7 @@ from skerry_modules import chunks
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the planner. ``*_s`` are seconds, ``*_chunks`` counts of 64 KiB chunks."""
 
-    gather_s: float = 0.15
+    gather_s: float = 0.25  # longer than the jitter of a device's first want
     window_start_chunks: int = 64
     window_min_chunks: int = 8
     window_max_chunks: int = 256
