@@ -17,6 +17,7 @@ numpy is imported only where arrays are: the agent process counts and merges wit
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -100,7 +101,8 @@ class Histogram:
             flat = flat[finite]
         if not len(flat):
             return
-        self.total += float(flat.sum())
+        with np.errstate(over="ignore"):  # a sum past 1.8e308 becomes inf; the wire holds it at the largest float
+            self.total += float(flat.sum())
         self.minimum = min(self.minimum, float(flat.min()))
         self.maximum = max(self.maximum, float(flat.max()))
         places = np.searchsorted(self.edges, flat, side="right")
@@ -167,7 +169,8 @@ class Histogram:
         used = len(self.counts)
         while used and not self.counts[used - 1]:
             used -= 1
-        empty = self.minimum > self.maximum
+        # What is left at its default takes no byte on the wire, and most windows of most features are quiet.
+        sums = {} if self.minimum > self.maximum else _sums(self)
         return Distribution(
             counts=tuple(self.counts[:used]),
             edges=() if self.edges == LOG2_EDGES else self.edges,
@@ -175,9 +178,7 @@ class Histogram:
             above=self.above,
             null=self.null,
             infinite=self.infinite,
-            total=self.total,
-            minimum=0.0 if empty else self.minimum,
-            maximum=0.0 if empty else self.maximum,
+            **sums,
         )
 
     @classmethod
@@ -201,6 +202,12 @@ class Histogram:
         if made.count:
             made.minimum, made.maximum = wire.minimum, wire.maximum
         return made
+
+
+def _sums(histogram: Histogram) -> dict[str, float]:
+    largest = sys.float_info.max
+    total = 0.0 if math.isnan(histogram.total) else min(max(histogram.total, -largest), largest)
+    return {"total": total, "minimum": histogram.minimum, "maximum": histogram.maximum}
 
 
 def _check_edges(edges: tuple[float, ...]) -> None:

@@ -151,7 +151,7 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if manifest.format != FORMAT:
         found.append(("format", f"this version reads format {FORMAT}, not {manifest.format}"))
-    if not _NAME.fullmatch(manifest.name):
+    if not is_name(manifest.name):
         found.append(("name", "use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit"))
     for side, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         found += _tensor_problems(side, specs)
@@ -197,11 +197,16 @@ def _tensor_problems(side: str, specs: tuple[TensorSpec, ...]) -> list[tuple[str
     return found
 
 
+def is_name(name: str) -> bool:
+    """Whether a module may bear the name."""
+    return bool(_NAME.fullmatch(name))
+
+
 def is_plain(path: str) -> bool:
     """Whether a path stays inside its folder: relative, no ``..``, no backslash, no control characters."""
     pure = PurePosixPath(path)
     return (
-        bool(path)
+        path not in ("", ".")
         and len(path) <= 255
         and not pure.is_absolute()
         and ".." not in pure.parts

@@ -20,6 +20,7 @@ DOWN_KINDS: Final = ("desired", "ack", "command")
 
 _DEVICE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"0|[1-9][0-9]{0,9}")  # one spelling per number, and no number long enough to make int() refuse
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -96,8 +97,6 @@ def parse(topic: str) -> Topic:
                 return Topic("down", device=device, kind=kind)
             case ["d", device, "presence"] if _DEVICE_ID.fullmatch(device):
                 return Topic("presence", device=device)
-            case ["c", digest, part] if (
-                _DIGEST.fullmatch(digest) and part.isascii() and part.isdigit() and str(int(part)) == part
-            ):
+            case ["c", digest, part] if _DIGEST.fullmatch(digest) and _PART.fullmatch(part):
                 return Topic("chunk", digest=digest, part=int(part))
     raise PeerError("message.unknown_topic", f"cannot read the topic {topic[:200]!r}: it is not one of the protocol's")
