@@ -39,6 +39,14 @@ class Engine(Protocol):
     """One runtime. ``preload`` runs in the zygote: import the runtime, open nothing; ``load`` runs in the worker."""
 
     name: str
+    exclusive: bool
+    """The device holds one model of this engine at a time (an FPGA holds one design).
+
+    The data plane then swaps by queue, drain, reconfigure, golden test, resume or restore: a ``load`` while another
+    version of this engine is loaded first holds that version's requests back, lets those in flight end and stops its
+    worker (which frees the device); when the new version serves, requests go on there, and if it is unloaded without
+    having served, the version before is loaded again and takes up the requests that waited.
+    """
 
     def version(self) -> str:
         """The runtime's version, or an empty string where it is not installed."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +40,6 @@ class PynqEngine:
 
     name = "pynq"
     exclusive = True
-    """One version at a time: the data plane unloads the one before (its requests wait) before it loads the next."""
 
     def version(self) -> str:
         try:
@@ -71,7 +71,9 @@ class PynqEngine:
             self.preload()
         except ImportError as error:
             raise ResourceError("unschedulable.engine", f"cannot use the engine pynq: {error}") from error
-        lock = _take_board(cache / LOCK_NAME, options.lock_timeout_s)
+        # An agent without a cache folder still has one board.
+        shared = cache if cache.parts else Path(tempfile.gettempdir()) / f"skerry-{os.getuid()}"
+        lock = _take_board(shared / LOCK_NAME, options.lock_timeout_s)
         try:
             model = pynq_model.PynqModel(bitstream, manifest, options, lock)
         except BaseException:
