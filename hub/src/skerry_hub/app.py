@@ -1,0 +1,163 @@
+"""The hub, wired: settings in, a web application out. It decides nothing.
+
+Order of a start: data folder and key, database and its history, the lease (from here on this is the one hub), broker,
+link, ingest, delivery, rollouts. A stop goes the same way back, so that what was taken is committed and acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from sqlmodel import Session
+
+from skerry_hub import desired, devices, keys
+from skerry_hub.bus import Bus
+from skerry_hub.db import Database
+from skerry_hub.lease import Lease
+from skerry_hub.objects import FolderStore, ObjectStore
+from skerry_hub.rollouts import RolloutEngine
+from skerry_hub.settings import Settings
+from skerry_hub.tables import Device
+from skerry_modules import topics, trust
+from skerry_modules.errors import ResourceError, SkerryError
+
+log = logging.getLogger(__name__)
+
+
+class Hub:
+    """Every part of a running hub, by name. ``app.state.hub`` is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bus = Bus()
+        self.db = Database(settings.database_url, busy_s=settings.database_busy_s, pool=settings.database_pool)
+        self.key: trust.SigningKey
+        self.objects: ObjectStore
+        self.rollouts = RolloutEngine(self.db, self.bus, self.publish_desired)
+        self.broker: Any = None
+        self.link: Any = None
+        self.ingest: Any = None
+        self.delivery: Any = None
+        self.missing: list[str] = []
+        self.failure: SkerryError | None = None  # why it could not start, or had to stop by itself
+        self._lease = Lease(self.db, self.address, seconds=settings.lease_s, on_lost=self._stop_process)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._opened = False
+
+    @property
+    def address(self) -> str:
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"http://{host}:{self.settings.port}"
+
+    @property
+    def broker_url(self) -> str:
+        """The broker as devices reach it."""
+        return self.settings.broker_public_url or (self.broker.public_url if self.broker else self.settings.broker)
+
+    @property
+    def connected(self) -> bool:
+        return bool(self.link and self.link.connected)
+
+    def open(self) -> None:
+        """Folder, key, database and lease: what can refuse a start with a clear word.
+
+        Raises:
+            ResourceError: ``resource.database_in_use``, ``resource.database_unreachable``.
+            InputError: ``trust.bad_key``.
+        """
+        if self._opened:
+            return
+        folder = self.settings.data_folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.key = keys.hub_key(folder)
+        self.db.info[desired.SIGNER] = self.key
+        self.db.migrate()
+        self._lease.acquire()
+        store = FolderStore(folder / "store")
+        store.clean()
+        self.objects = store
+        self._opened = True
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.open)
+        self.bus.reopen()
+        self._tasks = [asyncio.create_task(self.rollouts.run(), name="rollouts")]
+
+    async def stop(self) -> None:
+        """Stop what :meth:`start` started, as far as it came."""
+        self.bus.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        self._lease.release()
+        self.db.close()
+        self._opened = False
+
+    def publish_desired(self, device_ids: Iterable[str]) -> None:
+        """Send devices their documents, retained; call it after the commit. A device without one is cleared.
+
+        A publication that is lost does no harm: a device that says hello is answered with its document.
+        """
+        if self.link is None:
+            return
+        with self.db.read() as session:
+            documents = {device: desired.document(session, device) for device in device_ids}
+        for device, payload in documents.items():
+            self.link.publish(topics.down(device, "desired"), payload or b"", qos=1, retain=True)
+
+    def refresh_credentials(self) -> None:
+        """Tell the broker which devices may connect; call it after the commit."""
+        if self.broker is None:
+            return
+        with self.db.read() as session:
+            self.broker.set_credentials(devices.credentials(session))
+
+    def device_config(self, session: Session, device: Device, password: str) -> str:
+        """The agent's configuration (TOML) for a device with this password."""
+        return devices.config_text(
+            device,
+            password,
+            broker=self.broker_url,
+            hub_key=self.key.public.text(),
+            publishers=[key.text() for key in keys.publishers(session).values()],
+        )
+
+    def _stop_process(self) -> None:
+        """The lease is lost: end as if asked to, since another hub may run on the database by now."""
+        self.failure = ResourceError(
+            "resource.database_in_use",
+            f"cannot go on: the lease of {self.db} was lost; see that one hub only runs on it, and restart",
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The web application. Its lifespan starts and stops the hub in ``app.state.hub``."""
+    from skerry_hub import api
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await hub.start()
+            yield
+        except SkerryError as error:
+            hub.failure = error
+            raise
+        finally:
+            await hub.stop()
+
+    hub = Hub(settings)
+    app = api.create(settings, lifespan)
+    app.state.hub = hub
+    return app
