@@ -1,0 +1,92 @@
+"""Watchdog decisions: when crashes are a loop, and whether a soak has failed. Counts and times in, verdicts out.
+
+One crash is not a verdict: the data plane restarts the worker and repeats the request. A loop is, and so is a worker
+that cannot be restarted. In a soak the bar is lower: a candidate has a healthy version to go back to.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+
+class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of a version that has traffic."""
+
+    crash_limit: int = 3  # so many crashes or hangs …
+    crash_window_s: float = 120.0  # … within this make a loop
+    soak_crash_limit: int = 2  # so many in one soak fail it
+    error_rate: float = 0.05  # share of requests on which the model failed …
+    error_requests: int = 20  # … judged from this many requests on
+
+
+class Crashes:
+    """The exits of one version's worker that are recent enough to count."""
+
+    def __init__(self, settings: HealthSettings) -> None:
+        self._settings = settings
+        self._times: deque[float] = deque()
+        self.last_reason = ""
+
+    def add(self, reason: str, now: float) -> None:
+        self._times.append(now)
+        self.last_reason = reason
+
+    def recent(self, now: float) -> int:
+        while self._times and self._times[0] + self._settings.crash_window_s <= now:
+            self._times.popleft()
+        return len(self._times)
+
+    def looping(self, now: float) -> bool:
+        return self.recent(now) >= self._settings.crash_limit
+
+    @property
+    def forgotten_at(self) -> float | None:
+        """When the newest of them stops counting."""
+        return self._times[-1] + self._settings.crash_window_s if self._times else None
+
+    @property
+    def code(self) -> str:
+        """The reason code that the last exit stands for."""
+        return "run.hang" if self.last_reason == "hang" else "run.crash_loop"
+
+
+class Soak:
+    """One candidate under live traffic."""
+
+    def __init__(self, soak_s: float, settings: HealthSettings, now: float) -> None:
+        self._settings = settings
+        self.started = now
+        self.ends = now + max(soak_s, 0.0)
+        self.requests = 0
+        self.errors = 0
+        self.crashes = 0
+
+    def traffic(self, requests: int, errors: int) -> None:
+        self.requests += requests
+        self.errors += errors
+
+    def progress(self, now: float) -> float:
+        length = self.ends - self.started
+        return 1.0 if length <= 0 else min(1.0, max(0.0, (now - self.started) / length))
+
+    def failure(self) -> str:
+        """Why the soak has failed, in words; empty while it has not."""
+        limits = self._settings
+        if self.crashes >= limits.soak_crash_limit:
+            passes = limits.soak_crash_limit - 1
+            return f"its worker crashed or hung {self.crashes} times during the soak; at most {passes} is let pass"
+        if self.requests >= limits.error_requests and self.errors > limits.error_rate * self.requests:
+            share = 100 * self.errors / self.requests
+            return (
+                f"it failed on {self.errors} of {self.requests} requests ({share:.1f} %) during the soak; "
+                f"the limit is {100 * limits.error_rate:g} %"
+            )
+        return ""
+
+    def final_failure(self) -> str:
+        """As :meth:`failure`, at the soak's end: few requests are then judged too, if most of them failed."""
+        if 0 < self.requests < self._settings.error_requests and 2 * self.errors > self.requests:
+            return f"it failed on {self.errors} of the {self.requests} requests that came during the soak"
+        return self.failure()
