@@ -475,3 +475,15 @@ def counts(session: Session, rollout_ids: Sequence[int]) -> dict[int, dict[str, 
     for rollout_id, step, number in rows:
         result[rollout_id][step] = number
     return result
+
+
+def waves(session: Session, rollout_ids: Sequence[int]) -> dict[int, int]:
+    """How many waves each rollout has: those of its plan that have a device."""
+    result = dict.fromkeys(rollout_ids, 0)
+    rows = session.execute(
+        select(col(RolloutDevice.rollout), func.max(col(RolloutDevice.wave)))
+        .where(col(RolloutDevice.rollout).in_(rollout_ids), col(RolloutDevice.step) != DeviceStep.UNSCHEDULABLE)
+        .group_by(col(RolloutDevice.rollout))
+    )
+    result |= {rollout_id: last + 1 for rollout_id, last in rows}
+    return result
