@@ -159,7 +159,7 @@ def retreat(step: Step, to: Step) -> list[Undo]:
 
 def backoff(failures: int, settings: LifecycleSettings) -> float:
     """Seconds to wait before the next try after the ``failures``-th failure (from 1)."""
-    return min(settings.backoff_s * 2 ** min(failures - 1, 30), settings.backoff_max_s)
+    return float(min(settings.backoff_s * 2 ** min(failures - 1, 30), settings.backoff_max_s))
 
 
 def phase(step: Step, *, troubled: bool = False) -> ModulePhase:
