@@ -1,0 +1,78 @@
+"""What engines ask of the machine they run on: installed versions, the CPU's features, memory given back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+
+def installed(*distributions: str) -> str:
+    """The version of the first of these distributions that is installed, or an empty string."""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+@cache
+def cpu_key() -> str:
+    """A short hash of the processor's kind and features: what a compiled model depends on."""
+    flags = ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features", "model name", "CPU part")):
+                flags += line.partition(":")[2]
+                if line.startswith(("flags", "Features")):
+                    break
+    return hashlib.sha256(f"{platform.machine()}{flags}".encode()).hexdigest()[:12]
+
+
+def trim() -> None:
+    """Give freed memory back to the system: glibc keeps it otherwise (a dropped model frees nothing)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cached(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder ``cache/key``; ``build(folder)`` fills it if it is not there.
+
+    The folder appears whole or not at all: it is built beside and renamed, so that a power cut leaves no half of it.
+    """
+    folder = cache / key
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        building = cache / f".{key}.{os.getpid()}"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        try:
+            build(building)
+            with contextlib.suppress(FileExistsError):
+                building.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another worker was faster otherwise
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    os.utime(folder)  # its age is that of its last use
+    return folder
+
+
+def prune(cache: Path, keep: int) -> None:
+    """Keep the compiled models used last."""
+    with contextlib.suppress(OSError):
+        folders = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
+        for folder in folders[keep:]:
+            shutil.rmtree(folder, ignore_errors=True)

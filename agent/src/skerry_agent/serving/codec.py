@@ -1,0 +1,410 @@
+"""The Open Inference Protocol's request and response bodies, inside a worker: JSON, binary tensors, and both mixed.
+
+Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md) and
+https://github.com/triton-inference-server/server (docs/protocol/extension_binary_data.md).
+
+A client that sends binary tensors repeats the same JSON header byte for byte, so a header that was checked once is
+remembered as a *plan* (where each tensor lies), and the same for the answer's header: the common case parses no JSON.
+
+Does not handle: the classification, schedule-policy and shared-memory extensions of Triton.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from skerry_agent.ports import Arrays
+from skerry_modules.errors import InputError
+from skerry_modules.manifest import Manifest
+from skerry_modules.tensors import DATATYPES, ITEM_BYTES, TensorSpec, datatype_of
+
+Array = np.ndarray[Any, Any]
+
+PLANS: Final = 64
+"""Headers that are remembered."""
+PLAN_BYTES: Final = 4096
+"""Longer headers are parsed each time."""
+MAX_RANK: Final = 32
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw()
+    parameters: dict[str, Any] = {}
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Wanted] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _Place(NamedTuple):
+    """A binary tensor within the body, counted from the end of the JSON."""
+
+    name: str
+    datatype: str
+    dtype: np.dtype[Any] | None  # None: BYTES
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    check_nan: bool
+
+
+class Plan(NamedTuple):
+    """A request's header, understood."""
+
+    places: tuple[_Place, ...]
+    literal: Arrays  # inputs that stood in the JSON
+    outputs: tuple[tuple[str, bool], ...]  # (name, binary), in the order to answer
+    id: str
+    rows: int
+
+
+class Request(NamedTuple):
+    plan: Plan
+    inputs: Arrays
+
+
+class Answer(NamedTuple):
+    json: int  # length of the JSON part; -1: all is JSON
+    body: bytes
+
+
+class Codec:
+    """Bodies of one model version."""
+
+    def __init__(self, manifest: Manifest, version: int) -> None:
+        self._inputs = {spec.name: spec for spec in manifest.inputs}
+        self._outputs = {spec.name: spec for spec in manifest.outputs}
+        self._version = str(version)
+        self._decoder = msgspec.json.Decoder(_Body)
+        self._plans: dict[bytes, Plan] = {}
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+
+    # -- requests
+
+    def parse(self, body: bytes, json: int) -> Request:
+        """A request body into arrays.
+
+        Args:
+            body: as it came.
+            json: length of its JSON part where binary tensors follow (the header
+                ``Inference-Header-Content-Length``), or −1.
+
+        Raises:
+            InputError: ``scoring.*`` with what to mend.
+        """
+        if json < 0:
+            plan = self._plan(body, 0)
+            return Request(plan, plan.literal)
+        if json > len(body):
+            raise InputError(
+                "scoring.bad_data",
+                f"cannot read the request: its header says {json} bytes of JSON but the body has {len(body)}; "
+                "send the whole body",
+            )
+        head = body[:json]
+        plan = self._plans.get(head)  # type: ignore[assignment]
+        if plan is None:
+            plan = self._plan(head, len(body) - json)
+            if json <= PLAN_BYTES and not plan.literal and not plan.id:
+                if len(self._plans) >= PLANS:
+                    self._plans.clear()
+                self._plans[head] = plan
+        return Request(plan, self._cut(plan, body, json))
+
+    def _plan(self, head: bytes, tail: int) -> Plan:
+        try:
+            request = self._decoder.decode(head)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(
+                "scoring.invalid_json", f"cannot read the request: {error}; send an Open Inference Protocol v2 body"
+            ) from error
+        self._check_names(request)
+        places: list[_Place] = []
+        literal: Arrays = {}
+        start = rows = 0
+        for given in request.inputs:
+            spec = self._inputs[given.name]
+            check_declared(given, spec)
+            size = binary_size(given)
+            if size is None:
+                literal[given.name] = array = from_json(given)
+                if not spec.allow_nan:
+                    check_nan(given.name, array)
+            else:
+                places.append(_place(given, spec, start, size))
+                start += size
+            rows = max(rows, given.shape[0] if given.shape else 1)
+        if start > tail or (tail and start != tail):
+            raise InputError(
+                "scoring.bad_data",
+                f"cannot read the request: its binary_data_size sum to {start} bytes but {tail} bytes follow the JSON; "
+                "send all tensors, in the order of inputs",
+            )
+        return Plan(tuple(places), literal, self._wanted(request), request.id, rows)
+
+    def _check_names(self, request: _Body) -> None:
+        names = [given.name for given in request.inputs]
+        if len(names) != len(set(names)) or set(names) != set(self._inputs):
+            raise InputError(
+                "scoring.unknown_input",
+                f"cannot score: the request gives inputs {', '.join(map(repr, names)) or '(none)'}; "
+                f"the model takes each of {', '.join(map(repr, self._inputs))} once",
+            )
+
+    def _wanted(self, request: _Body) -> tuple[tuple[str, bool], ...]:
+        binary = request.parameters.get("binary_data_output", False) is True
+        if not request.outputs:
+            return tuple((name, binary) for name in self._outputs)
+        wanted = []
+        for output in request.outputs:
+            if output.name not in self._outputs:
+                raise InputError(
+                    "scoring.unknown_output",
+                    f"cannot score: the request asks for output {output.name!r}; "
+                    f"the model gives {', '.join(map(repr, self._outputs))}",
+                )
+            wanted.append((output.name, output.parameters.get("binary_data", binary) is True))
+        return tuple(dict(wanted).items())
+
+    def _cut(self, plan: Plan, body: bytes, json: int) -> Arrays:
+        arrays = dict(plan.literal)
+        for place in plan.places:
+            start = json + place.start
+            if start + place.size > len(body):
+                raise InputError(
+                    "scoring.bad_data",
+                    f"cannot read input {place.name!r}: its {place.size} bytes are cut short; send the whole body",
+                )
+            if place.dtype is None:
+                arrays[place.name] = unpack_bytes(place.name, body[start : start + place.size], place.shape)
+                continue
+            array = np.frombuffer(body, place.dtype, place.size // place.dtype.itemsize, start).reshape(place.shape)
+            if place.check_nan:
+                check_nan(place.name, array)
+            arrays[place.name] = array
+        if plan.places and json + plan.places[-1].start + plan.places[-1].size != len(body):
+            raise InputError(
+                "scoring.bad_data", "cannot read the request: bytes follow the last tensor; send what inputs declare"
+            )
+        return arrays
+
+    # -- answers
+
+    def format(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
+        """A response body.
+
+        Args:
+            name: the model or endpoint that was asked, echoed as ``model_name``.
+
+        Raises:
+            InputError: ``scoring.bad_data``: a ``BYTES`` output is no UTF-8 and must be asked for in binary.
+            KeyError: the model did not give a declared output (the caller reports the model).
+        """
+        if not all(binary for _, binary in plan.outputs):
+            return self._format_mixed(name, plan, outputs)
+        arrays = [outputs[key] for key, _ in plan.outputs]
+        parts = [to_binary(array) for array in arrays]
+        key = (
+            name,
+            plan.id,
+            tuple((array.dtype.str, array.shape, len(part)) for array, part in zip(arrays, parts, strict=True)),
+            plan.outputs,
+        )
+        head = self._heads.get(key)
+        if head is None:
+            head = self._head(name, plan, outputs, dict(zip((k for k, _ in plan.outputs), parts, strict=True)))
+            if not plan.id:
+                if len(self._heads) >= PLANS:
+                    self._heads.clear()
+                self._heads[key] = head
+        return Answer(len(head), b"".join((head, *parts)))
+
+    def _format_mixed(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
+        parts = {key: to_binary(outputs[key]) for key, binary in plan.outputs if binary}
+        head = self._head(name, plan, outputs, parts)
+        return Answer(len(head), b"".join((head, *parts.values()))) if parts else Answer(-1, head)
+
+    def _head(self, name: str, plan: Plan, outputs: Arrays, parts: dict[str, bytes]) -> bytes:
+        listed = []
+        for key, binary in plan.outputs:
+            array = outputs[key]
+            one: dict[str, Any] = {"name": key, "datatype": datatype_of(array.dtype), "shape": array.shape}
+            if binary:
+                one["parameters"] = {"binary_data_size": len(parts[key])}
+            else:
+                one["data"] = to_json(key, array)
+            listed.append(one)
+        body: dict[str, Any] = {"model_name": name, "model_version": self._version, "outputs": listed}
+        if plan.id:
+            body["id"] = plan.id
+        return msgspec.json.encode(body)
+
+
+def check_declared(given: _Input, spec: TensorSpec) -> None:
+    """Whether a declared datatype and shape are the model's."""
+    if given.datatype != spec.datatype:
+        raise InputError(
+            "scoring.wrong_datatype",
+            f"cannot score: input {given.name!r} is {given.datatype} but the model takes {spec.datatype}",
+        )
+    if len(given.shape) > MAX_RANK or any(size < 0 for size in given.shape) or not spec.accepts(given.shape):
+        raise InputError(
+            "scoring.wrong_shape",
+            f"cannot score: input {given.name!r} has shape {list(given.shape)} but the model takes {list(spec.shape)} "
+            "(-1: any)",
+        )
+
+
+def binary_size(given: _Input) -> int | None:
+    """The declared bytes of a tensor that follows the JSON; None: its data stands in the JSON."""
+    size = given.parameters.get("binary_data_size")
+    if size is None:
+        if not bytes(given.data):
+            raise _bad(given.name, "it has neither data nor binary_data_size")
+        return None
+    if bytes(given.data):
+        raise _bad(given.name, "it has both data and binary_data_size")
+    if type(size) is not int or size < 0:
+        raise _bad(given.name, f"its binary_data_size {size!r} is not a whole number")
+    return size
+
+
+def _place(given: _Input, spec: TensorSpec, start: int, size: int) -> _Place:
+    if given.datatype == "BYTES":
+        return _Place(given.name, "BYTES", None, given.shape, start, size, False)
+    needed = math.prod(given.shape) * ITEM_BYTES[given.datatype]
+    if size != needed:
+        raise _bad(given.name, f"its shape needs {needed} bytes but binary_data_size says {size}")
+    dtype = np.dtype(DATATYPES[given.datatype])
+    return _Place(given.name, given.datatype, dtype, given.shape, start, size, not spec.allow_nan and dtype.kind == "f")
+
+
+def check_nan(name: str, array: Array) -> None:
+    """Refuse NaN where the manifest forbids it."""
+    # A sum is NaN if any element is (or if infinities cancel): one pass without a temporary in the common case.
+    if array.dtype.kind == "f" and np.isnan(np.sum(array)) and bool(np.isnan(array).any()):
+        raise _bad(name, "it holds NaN, which the model does not take")
+
+
+def _bad(name: str, problem: str) -> InputError:
+    return InputError("scoring.bad_data", f"cannot read input {name!r}: {problem}")
+
+
+# -- JSON data ---------------------------------------------------------------------------------------------------------
+
+_FLAT: Final[dict[str, Callable[[Any], Any]]] = {
+    "b": msgspec.json.Decoder(list[bool]).decode,
+    "i": msgspec.json.Decoder(list[int]).decode,
+    "u": msgspec.json.Decoder(list[int]).decode,
+    "f": msgspec.json.Decoder(list[float]).decode,
+    "O": msgspec.json.Decoder(list[str]).decode,
+}
+_SPACE: Final = b" \t\r\n"
+
+
+def from_json(given: _Input) -> Array:
+    """An input's ``data``, flat or nested, checked against its shape."""
+    raw = bytes(given.data)
+    dtype = np.dtype(DATATYPES[given.datatype])
+    nested = raw[1:].lstrip(_SPACE)[:1] == b"["
+    try:
+        values = _flatten(given, msgspec.json.decode(raw), dtype.kind) if nested else _FLAT[dtype.kind](raw)
+    except msgspec.DecodeError as error:
+        raise _bad(given.name, f"its data are not {given.datatype}: {error}") from error
+    expected = math.prod(given.shape)
+    if len(values) != expected:
+        raise _bad(given.name, f"its shape {list(given.shape)} needs {expected} values but it has {len(values)}")
+    return _array(given, values, dtype).reshape(given.shape)
+
+
+def _flatten(given: _Input, data: Any, kind: str) -> Any:
+    """Nested lists must have the declared shape."""
+    level = data
+    for depth, size in enumerate(given.shape):
+        if any(not isinstance(part, list) or len(part) != size for part in ([level] if depth == 0 else level)):
+            raise _bad(given.name, f"its nested data do not have the shape {list(given.shape)}")
+        level = level if depth == 0 else [one for part in level for one in part]
+    return _FLAT[kind](msgspec.json.encode(level))  # the type check of flat data
+
+
+def _array(given: _Input, values: Any, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "O":
+        array = np.empty(len(values), dtype=object)
+        array[:] = [value.encode() for value in values]
+        return array
+    if dtype.kind in "iu" and values:
+        limits = np.iinfo(dtype)
+        if min(values) < limits.min or max(values) > limits.max:
+            raise _bad(given.name, f"a value is out of the range of {given.datatype}")
+    with np.errstate(over="ignore"):
+        array = np.array(values, dtype=dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():  # JSON has no infinity: a number overflowed
+        raise _bad(given.name, f"a value is out of the range of {given.datatype}")
+    return array
+
+
+def to_json(name: str, array: Array) -> list[Any]:
+    """Flat values, row-major. NaN and infinities become null: JSON has none."""
+    if array.dtype.kind in "OSU":
+        try:
+            return [_text(value) for value in array.reshape(-1)]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "scoring.bad_data", f"cannot put output {name!r} into JSON: it is no UTF-8; ask for binary_data"
+            ) from error
+    values: list[Any] = array.reshape(-1).tolist()
+    return values
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# -- binary data -------------------------------------------------------------------------------------------------------
+
+
+def to_binary(array: Array) -> bytes:
+    """Little-endian, row-major; ``BYTES`` with a 4-byte length before each element."""
+    if array.dtype.kind not in "OSU":
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    parts = []
+    for value in array.reshape(-1):
+        data = value if isinstance(value, bytes) else str(value).encode()
+        parts += [struct.pack("<I", len(data)), data]
+    return b"".join(parts)
+
+
+def unpack_bytes(name: str, data: bytes, shape: tuple[int, ...]) -> Array:
+    """The reverse of :func:`to_binary` for ``BYTES``."""
+    found: list[bytes] = []
+    offset, end = 0, len(data)
+    while offset < end:
+        if end - offset < 4:
+            raise _bad(name, "an element's length is cut short")
+        length = struct.unpack_from("<I", data, offset)[0]
+        offset += 4 + length
+        if offset > end:
+            raise _bad(name, "an element is cut short")
+        found.append(data[offset - length : offset])
+    if len(found) != math.prod(shape):
+        raise _bad(name, f"its shape {list(shape)} needs {math.prod(shape)} elements but it has {len(found)}")
+    array = np.empty(len(found), dtype=object)
+    array[:] = found
+    return array.reshape(shape)

@@ -1,0 +1,98 @@
+"""What crosses the socket between the agent and a worker: length-prefixed binary frames.
+
+Every frame is a fixed 24-byte head, then ``name`` (UTF-8), then ``body``::
+
+    length  u32   bytes after the head: len(name) + len(body)
+    kind    u8    Kind
+    flags   u8    unused, 0
+    status  u16   answers: the HTTP status
+    number  u64   the request that is asked or answered
+    json    i32   length of the JSON part of ``body`` where tensors follow it in binary; -1: all of it is JSON
+    name    u16   length of ``name``: the endpoint asked, or the error code answered
+    spare   u16   unused, 0
+
+Both sides read many frames per receive, so that requests that wait together arrive together. Sockets are private
+socket pairs between a process and its own child: a malformed frame is a bug of ours, not an attack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from skerry_modules.errors import BugError
+
+HEAD: Final = struct.Struct("<IBBHQiHH")
+MAX_BYTES: Final = 1 << 30
+"""No frame is longer: what says so is torn."""
+
+
+class Kind(IntEnum):
+    """Asked by the agent (below 64) or told by the worker."""
+
+    LOAD = 1
+    INFER = 2
+    GOLDEN = 3
+    WARM = 4
+    CAPTURE = 5  # parse a request and send it as a sample; run nothing
+    CONFIGURE = 6
+    FLUSH = 7  # hand over what was observed
+    ANSWER = 64
+    SAMPLE = 65
+    OBSERVED = 66
+
+
+class Frame(NamedTuple):
+    kind: int
+    status: int
+    number: int
+    json: int
+    name: bytes
+    body: bytes
+
+
+def pack(kind: int, number: int, *, status: int = 0, json: int = -1, name: bytes = b"", size: int = 0) -> bytes:
+    """The head and name of a frame whose body has ``size`` bytes."""
+    return HEAD.pack(len(name) + size, kind, 0, status, number, json, len(name), 0) + name
+
+
+def whole(kind: int, number: int, body: bytes, *, status: int = 0, json: int = -1, name: bytes = b"") -> bytes:
+    """A frame in one piece."""
+    return pack(kind, number, status=status, json=json, name=name, size=len(body)) + body
+
+
+class Reader:
+    """Bytes in, whole frames out."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = HEAD.size
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that ``data`` completes. Body bytes are copied once.
+
+        Raises:
+            BugError: the stream is torn.
+        """
+        self._parts.append(data)
+        self._have += len(data)
+        if self._have < self._need:  # a large frame comes in many pieces: join them once
+            return
+        buffer = data if len(self._parts) == 1 else b"".join(self._parts)
+        offset, end = 0, len(buffer)
+        self._need = HEAD.size
+        while end - offset >= HEAD.size:
+            length, kind, _, status, number, json, named, _ = HEAD.unpack_from(buffer, offset)
+            if length > MAX_BYTES:
+                raise BugError("internal.bug", f"cannot read a frame of {length} bytes: the stream is torn")
+            start = offset + HEAD.size
+            if end - start < length:
+                self._need = HEAD.size + length
+                break
+            middle, offset = start + named, start + length
+            yield Frame(kind, status, number, json, buffer[start:middle], buffer[middle:offset])
+        self._parts = [buffer[offset:]] if offset < end else []
+        self._have = end - offset

@@ -1,0 +1,438 @@
+"""HTTP/1.1 for the data plane: one protocol object per connection, over TCP or a Unix socket.
+
+Bodies are taken whole and never parsed here. Requests that a client pipelines are answered one after the other, in
+order. A client that sends slowly, sends too much, or takes no answer meets a limit of ``ServingSettings``; one sweep a
+second checks all connections, so that the limits cost a request nothing.
+
+The parser is httptools where it is installed and h11 elsewhere (armv7l has no httptools wheel).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any, Final, Protocol
+
+from skerry_agent.serving import oip
+from skerry_agent.serving.settings import ServingSettings
+
+_LINGER_S: Final = 2.0
+"""After an early refusal the rest of a body is read and thrown away for so long: closing at once would reset the
+connection before the client has read why."""
+
+_JSON: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
+_BINARY: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
+    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n%b\r\n"
+)
+_ERROR: Final = (
+    b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nX-Skerry-Code: %b\r\nContent-Length: %d\r\n%b%b\r\n"
+)
+_EXTRA: Final[dict[int, bytes]] = {429: b"Retry-After: 1\r\n", 503: b"Retry-After: 1\r\n"}
+_CLOSE: Final = b"Connection: close\r\n"
+_KEEP: Final = b"Connection: keep-alive\r\n"
+_JOIN_BYTES: Final = 64 * 1024
+
+
+class Front(Protocol):
+    """Who answers requests, and what the connections share."""
+
+    settings: ServingSettings
+    connections: set[HttpConnection]
+    buffered: int  # bytes of bodies that have not come whole yet
+
+    def handle(self, exchange: Exchange) -> None: ...
+
+
+class Exchange:
+    """One request and its one answer."""
+
+    __slots__ = (
+        "_connection",
+        "began",
+        "body",
+        "cancel",
+        "endpoint",
+        "json",
+        "keep",
+        "keep_header",
+        "method",
+        "path",
+        "refusal",
+        "timeout_s",
+    )
+
+    def __init__(self, connection: HttpConnection, method: bytes, path: bytes, body: bytes, keep: bool) -> None:
+        self._connection: HttpConnection | None = connection
+        self.keep_header = b""
+        self.method = method
+        self.path = path
+        self.body = body
+        self.keep = keep
+        self.json = -1
+        self.timeout_s = 0.0  # 0: the module's own
+        self.began = 0.0
+        self.endpoint = b""
+        self.refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
+        self.cancel: Any = None  # set by the front: called if the client leaves
+
+    def reply(self, status: int, code: str, json: int, body: bytes) -> None:
+        """Answer; nothing happens if the client has left."""
+        connection = self._connection
+        if connection is None:
+            return
+        self._connection = None
+        connection.answer(self, status, code, json, body)
+
+    def abandon(self) -> None:
+        """The client has left."""
+        self._connection = None
+        if self.cancel is not None:
+            self.cancel()
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client. States: reading a head, reading a body, refusing (throws input away), closed."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._settings = front.settings
+        self._transport: asyncio.Transport | None = None
+        self._parser = make_parser(self)
+        self._queue: deque[Exchange] = deque()
+        self._busy = False
+        self._refusing = False
+        self._paused = False
+        self._stalled_at = 0.0  # since when the client takes no bytes; 0: it does
+        self._since = time.monotonic()  # of the phase below
+        self._phase = "idle"  # idle, head, body, linger
+        self._head_bytes = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._path = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._json = -1
+        self._timeout_s = 0.0
+        self._complaint: tuple[int, str, str] | None = None
+        self._expects = False
+
+    # -- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        full = len(self._front.connections) >= self._settings.max_connections
+        self._front.connections.add(self)
+        if full:
+            self._refuse(503, "scoring.overloaded", "cannot take another connection; close some, or try again later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._front.connections.discard(self)
+        self._front.buffered -= self._size
+        self._size = 0
+        self._transport = None
+        self._refusing = True
+        for exchange in self._queue:
+            exchange.abandon()
+        self._queue.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusing:
+            return
+        if self._phase == "idle":
+            self._phase, self._since, self._head_bytes = "head", time.monotonic(), 0
+        if self._phase == "head":
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except ParseError as error:
+            self._refuse(400, "request.invalid", f"cannot read the request as HTTP: {error}")
+        if self._phase == "head" and self._head_bytes > self._settings.max_header_bytes:
+            limit = self._settings.max_header_bytes
+            self._refuse(431, "request.invalid", f"cannot take a request head over {limit} bytes; send fewer headers")
+
+    def eof_received(self) -> bool:
+        return bool(self._queue)  # half-closed clients still get their answers
+
+    def pause_writing(self) -> None:
+        self._stalled_at = time.monotonic()
+
+    def resume_writing(self) -> None:
+        self._stalled_at = 0.0
+        self._next()
+
+    # -- the parser's side
+
+    def on_message_begin(self) -> None:
+        self._reset()
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"inference-header-content-length":
+                if value.isdigit() and len(value) < 10:
+                    self._json = int(value)
+                else:
+                    self._complaint = (400, "request.invalid", "cannot read Inference-Header-Content-Length: no number")
+            case b"expect":
+                self._expects = value.lower() == b"100-continue"
+            case b"content-encoding":
+                if value.lower() not in (b"", b"identity"):
+                    self._complaint = (400, "request.invalid", "cannot take a compressed body; send it as it is")
+            case b"content-length":
+                if value.isdigit() and int(value[:20]) > self._settings.max_body_bytes:
+                    self._complaint = self._too_large()
+            case b"x-skerry-timeout-ms":
+                if value.isdigit() and int(value[:9]) > 0:
+                    self._timeout_s = int(value[:9]) / 1000
+                else:
+                    self._complaint = (400, "request.invalid", "cannot read X-Skerry-Timeout-Ms: no number above 0")
+            case _:
+                pass
+
+    def on_headers_complete(self) -> None:
+        self._phase, self._since = "body", time.monotonic()
+        if self._complaint is not None:
+            self._refuse(*self._complaint)
+        elif self._expects and self._transport is not None and not self._queue:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusing:
+            return
+        self._parts.append(body)
+        self._size += len(body)
+        self._front.buffered += len(body)
+        if self._size > self._settings.max_body_bytes:
+            self._refuse(*self._too_large())
+        elif self._front.buffered > self._settings.max_buffered_bytes:
+            self._refuse(429, "scoring.overloaded", "cannot take more request bodies at once; try again after a second")
+
+    def on_message_complete(self) -> None:
+        if self._refusing:
+            return
+        self._front.buffered -= self._size
+        self._size = 0
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        exchange = Exchange(self, self._parser.get_method(), self._path, body, self._parser.should_keep_alive())
+        exchange.json = self._json
+        exchange.timeout_s = self._timeout_s
+        exchange.keep_header = b"" if self._parser.get_http_version() != "1.0" else _KEEP
+        self._parts = []
+        self._phase, self._head_bytes, self._since = "idle", 0, time.monotonic()
+        self._queue.append(exchange)
+        if not self._busy:
+            self._next()
+        elif len(self._queue) > self._settings.max_pipelined and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _too_large(self) -> tuple[int, str, str]:
+        limit = self._settings.max_body_bytes
+        return 413, "request.too_large", f"cannot take a body over {limit} bytes; send fewer rows at once"
+
+    # -- answers
+
+    def _next(self) -> None:
+        """Hand the next request on, unless one is out or the client takes no bytes."""
+        while self._queue and not self._busy and not self._stalled_at and self._transport is not None:
+            self._busy = True
+            exchange = self._queue[0]
+            if exchange.refusal is not None:
+                status, code, body = exchange.refusal
+                exchange.reply(status, code, -1, body)
+                return
+            exchange.began = time.monotonic()
+            self._front.handle(exchange)
+
+    def answer(self, exchange: Exchange, status: int, code: str, json: int, body: bytes) -> None:
+        """Write one answer (called by the exchange)."""
+        transport = self._transport
+        if transport is None:
+            return
+        connection = exchange.keep_header if exchange.keep else _CLOSE
+        if status == 200:
+            head = _JSON % (len(body), connection) if json < 0 else _BINARY % (json, len(body), connection)
+        else:
+            reason = oip.REASONS.get(status, b"Error")
+            head = _ERROR % (status, reason, code.encode(), len(body), _EXTRA.get(status, b""), connection)
+        if len(body) <= _JOIN_BYTES:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+        if self._queue and self._queue[0] is exchange:
+            self._queue.popleft()
+        self._busy = False
+        self._since = time.monotonic()
+        if not exchange.keep:
+            self._linger()
+            return
+        if self._paused and len(self._queue) <= self._settings.max_pipelined // 2:
+            self._paused = False
+            transport.resume_reading()
+        self._next()
+
+    def _refuse(self, status: int, code: str, text: str) -> None:
+        """Answer what came before, then this, then close; further input is thrown away."""
+        if self._refusing:
+            return
+        self._refusing = True
+        self._front.buffered -= self._size
+        self._size = 0
+        self._parts = []
+        exchange = Exchange(self, b"", b"", b"", keep=False)
+        exchange.refusal = (status, code, oip.error_body(text))
+        self._queue.append(exchange)
+        if not self._busy:
+            self._next()
+
+    def _linger(self) -> None:
+        """Everything is said; close once the client has had time to read it."""
+        self._refusing = True
+        transport = self._transport
+        if transport is None:
+            return
+        for exchange in self._queue:
+            exchange.abandon()
+        self._queue.clear()
+        if self._phase == "idle" or not transport.can_write_eof():
+            transport.close()
+            return
+        transport.write_eof()
+        self._phase, self._since = "linger", time.monotonic()
+
+    def sweep(self, now: float) -> None:
+        """Enforce the times; called about once a second."""
+        settings, transport = self._settings, self._transport
+        if transport is None:
+            return
+        if self._stalled_at and now - self._stalled_at > settings.write_timeout_s:
+            transport.abort()
+            return
+        waited = now - self._since
+        if self._phase == "linger":
+            if waited > _LINGER_S:
+                transport.abort()
+        elif self._refusing:
+            return
+        elif self._phase == "head" and waited > settings.header_timeout_s:
+            self._refuse(408, "request.invalid", "cannot wait longer for the request's head; send it at once")
+        elif self._phase == "body" and waited > settings.body_timeout_s:
+            self._refuse(408, "request.invalid", "cannot wait longer for the request's body; send it faster")
+        elif self._phase == "idle" and not self._queue and waited > settings.idle_timeout_s:
+            transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close_soon(self) -> None:
+        """The server stops: close when idle, else after the answer."""
+        if self._transport is None:
+            return
+        if not self._queue:
+            self._transport.close()
+        for exchange in self._queue:
+            exchange.keep = False
+
+
+class ParseError(Exception):
+    """The bytes are no HTTP request."""
+
+
+class _Parser(Protocol):
+    def feed_data(self, data: bytes) -> None: ...
+    def get_method(self) -> bytes: ...
+    def should_keep_alive(self) -> bool: ...
+    def get_http_version(self) -> str: ...
+
+
+def make_parser(connection: HttpConnection) -> _Parser:
+    """The faster of the parsers that are installed."""
+    try:
+        return _Httptools(connection)
+    except ImportError:
+        return H11(connection)
+
+
+class _Httptools:
+    def __init__(self, connection: HttpConnection) -> None:
+        import httptools
+
+        parser = httptools.HttpRequestParser(connection)
+        self._feed = parser.feed_data
+        self._errors = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+        self.get_method = parser.get_method
+        self.should_keep_alive = parser.should_keep_alive
+        self.get_http_version = parser.get_http_version
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            self._feed(data)
+        except self._errors as error:
+            raise ParseError(str(error) or "an upgrade is not offered") from error
+
+
+class H11:
+    """h11 with httptools' callbacks. h11 follows whole request/response cycles; each request gets a fresh one."""
+
+    def __init__(self, connection: HttpConnection) -> None:
+        import h11
+
+        self._h11 = h11
+        self._connection = connection
+        self._limit = connection._settings.max_header_bytes
+        self._event: Any = None
+        self._fresh(b"")
+
+    def _fresh(self, rest: bytes) -> None:
+        self._parser = self._h11.Connection(self._h11.SERVER, max_incomplete_event_size=self._limit)
+        if rest:
+            self._parser.receive_data(rest)
+
+    def feed_data(self, data: bytes) -> None:
+        h11 = self._h11
+        try:
+            self._parser.receive_data(data)
+            while True:
+                event = self._parser.next_event()
+                if event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
+                    return
+                self._handle(event)
+        except h11.RemoteProtocolError as error:
+            raise ParseError(str(error)) from error
+
+    def _handle(self, event: Any) -> None:
+        connection = self._connection
+        if isinstance(event, self._h11.Request):
+            self._event = event
+            connection.on_message_begin()
+            connection.on_url(event.target)
+            for name, value in event.headers:
+                connection.on_header(name, value)
+            connection.on_headers_complete()
+        elif isinstance(event, self._h11.Data):
+            connection.on_body(bytes(event.data))
+        elif isinstance(event, self._h11.EndOfMessage):
+            rest = self._parser.trailing_data[0]
+            connection.on_message_complete()
+            self._fresh(rest)
+            if rest:
+                connection._phase = "head"
+
+    def get_method(self) -> bytes:
+        return bytes(self._event.method)
+
+    def should_keep_alive(self) -> bool:
+        tokens = b",".join(value.lower() for name, value in self._event.headers if name == b"connection")
+        if b"close" in tokens:
+            return False
+        return self.get_http_version() != "1.0" or b"keep-alive" in tokens
+
+    def get_http_version(self) -> str:
+        return str(self._event.http_version.decode())

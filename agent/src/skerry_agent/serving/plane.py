@@ -1,0 +1,341 @@
+"""The data plane: HTTP front, module versions in their workers, and the routes between them.
+
+Implements ``ports.DataPlane``. Routes are replaced whole between two requests; a version that is no longer routed
+finishes what it was given, so that a swap drops nothing. Everything lives on one event loop.
+
+Does not handle: which versions to load or route (the brain decides), sticky splits and shadow routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from skerry_agent.ports import GoldenReport, VersionCounters
+from skerry_agent.serving import tensors
+from skerry_agent.serving.frames import Kind
+from skerry_agent.serving.front import HttpFront
+from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.settings import ServingSettings
+from skerry_agent.serving.version import Version
+from skerry_modules.errors import BugError, InputError, PeerError, ResourceError, SkerryError
+from skerry_modules.manifest import Manifest
+from skerry_modules.messages import Distribution, Route, Sample, Tensor
+from skerry_modules.profiles import Limits
+
+if TYPE_CHECKING:
+    from skerry_agent.ports import Arrays
+
+_EMPTY = VersionCounters(0, 0, 0, Distribution(), {}, {})
+
+
+class _Endpoint:
+    """A name that clients call and the versions behind it, with cumulative shares from 0 to 1."""
+
+    __slots__ = ("routes", "shares", "versions")
+
+    def __init__(self, routes: tuple[Route, ...], versions: tuple[Version, ...]) -> None:
+        self.routes = routes
+        self.versions = versions
+        total = sum(route.percent for route in routes)
+        self.shares: list[float] = []
+        running = 0.0
+        for route in routes:
+            running += route.percent / total
+            self.shares.append(running)
+
+    def choose(self) -> Version:
+        """By share; another that is ready where the chosen one is not."""
+        versions = self.versions
+        if len(versions) == 1:
+            return versions[0]
+        draw = random.random()
+        chosen = next((v for v, share in zip(versions, self.shares, strict=True) if draw < share), versions[-1])
+        return chosen if chosen.ready else next((version for version in versions if version.ready), chosen)
+
+
+class Plane:
+    """See the module's docstring. ``on_exit`` and ``on_sample`` are called on the event loop."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self.settings = settings
+        self.on_exit: Callable[[str, str, bool], None] = lambda _digest, _reason, _restarting: None
+        self.on_sample: Callable[[str, Any], None] = lambda _digest, _sample: None
+        self._front = HttpFront(settings, self)
+        self._versions: dict[str, Version] = {}
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._nurseries: dict[str, Nursery] = {}
+        self._capture_rate = -1.0
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is listened on; 0 for none."""
+        return self._front.port
+
+    async def start(self) -> None:
+        """Listen. Raises ResourceError ``resource.port_in_use``."""
+        await self._front.start()
+
+    async def stop(self) -> None:
+        """Let answers go out, then end all workers and zygotes."""
+        await self._front.stop()
+        self._endpoints.clear()
+        await asyncio.gather(*(self.unload(digest, drain_s=0.0) for digest in list(self._versions)))
+        for nursery in self._nurseries.values():
+            nursery.close()
+        self._nurseries.clear()
+
+    # -- versions
+
+    async def load(self, digest: str, folder: Path, manifest: Manifest, version: int, limits: Limits) -> dict[str, Any]:
+        """Start a worker with the model. Loading what is loaded gives its facts again.
+
+        Returns:
+            ``load_ms``, ``memory`` (private bytes of the worker), ``pid``, ``engine`` (its version).
+
+        Raises:
+            SkerryError: ``install.load_failed``, ``install.load_timeout``, ``unschedulable.operator``,
+                ``unschedulable.engine``; then nothing is left running.
+        """
+        held = self._versions.get(digest)
+        if held is not None and held.ready:
+            return held.facts
+        if held is not None:
+            await self.unload(digest, drain_s=0.0)
+        nursery = self._nurseries.setdefault(manifest.engine, Nursery(manifest.engine, self.settings.zygote_timeout_s))
+        made = Version(
+            digest,
+            folder,
+            manifest,
+            version,
+            limits,
+            settings=self.settings,
+            nursery=nursery,
+            events=self,
+            capture_rate=self._capture_rate,
+        )
+        self._versions[digest] = made
+        try:
+            return await made.start()
+        except BaseException:
+            await self.unload(digest, drain_s=0.0)
+            raise
+
+    async def golden(self, digest: str, folder: Path, manifest: Manifest) -> GoldenReport:
+        """Run the golden test in the worker. Cancelling it (a deadline) kills the worker.
+
+        Raises:
+            SkerryError: ``install.golden_failed`` with the reason, if it could not be run to its end.
+        """
+        held = self._held(digest)
+        try:
+            body = await held.call(Kind.GOLDEN)
+        except SkerryError as error:
+            if error.code == "install.golden_failed":
+                raise
+            raise PeerError("install.golden_failed", f"cannot end the golden test: {error.message}") from error
+        return msgspec.msgpack.decode(body, type=GoldenReport)
+
+    async def warm(self, digest: str, manifest: Manifest, rounds: int = 3) -> None:
+        """Score an example a few times. Raises SkerryError ``install.warm_failed``."""
+        try:
+            await self._held(digest).call(Kind.WARM, rounds.to_bytes(4, "little"))
+        except SkerryError as error:
+            if error.code == "install.warm_failed":
+                raise
+            raise PeerError("install.warm_failed", f"cannot warm up: {error.message}") from error
+
+    def _held(self, digest: str) -> Version:
+        held = self._versions.get(digest)
+        if held is None:
+            raise ResourceError(
+                "scoring.not_ready", f"cannot use version {digest[:12]}: it is not loaded; load it first"
+            )
+        return held
+
+    async def unload(self, digest: str, *, drain_s: float | None = None) -> None:
+        """Let requests in flight end (at most ``drain_timeout_s``), then stop the worker; its memory is given back."""
+        held = self._versions.get(digest)
+        if held is None:
+            return
+        for name, endpoint in list(self._endpoints.items()):
+            if held in endpoint.versions:
+                self._drop_version(name, endpoint, held)
+        await held.stop(self.settings.drain_timeout_s if drain_s is None else drain_s)
+        if self._versions.get(digest) is held:
+            del self._versions[digest]
+        engine = held.manifest.engine
+        if not any(version.manifest.engine == engine for version in self._versions.values()):
+            nursery = self._nurseries.pop(engine, None)
+            if nursery is not None:
+                nursery.close()
+
+    def _drop_version(self, name: str, endpoint: _Endpoint, version: Version) -> None:
+        left = [
+            (route, one) for route, one in zip(endpoint.routes, endpoint.versions, strict=True) if one is not version
+        ]
+        if left:
+            self._endpoints[name] = _Endpoint(tuple(route for route, _ in left), tuple(one for _, one in left))
+        else:
+            del self._endpoints[name]
+
+    def take_counters(self, digest: str) -> VersionCounters:
+        """Counters since the last call; zero for an unknown digest."""
+        held = self._versions.get(digest)
+        return _EMPTY if held is None else held.take_counters()
+
+    def set_capture_rate(self, rate: float) -> None:
+        """Capture this share of rows at random, in all versions; −1: as each manifest says."""
+        self._capture_rate = rate
+        for version in self._versions.values():
+            version.set_capture_rate(rate)
+
+    # -- what versions tell
+
+    def worker_exited(self, digest: str, reason: str, restarting: bool) -> None:
+        self.on_exit(digest, reason, restarting)
+
+    def sampled(self, digest: str, sample: Sample) -> None:
+        self.on_sample(digest, sample)
+
+    # -- routes
+
+    def set_routes(self, endpoint: str, routes: tuple[Route, ...], digests: tuple[str, ...]) -> None:
+        """From the next request on, ``endpoint`` goes to these versions; empty: 503.
+
+        Raises:
+            BugError: ``internal.bug``: a digest is not loaded, or shares do not add up.
+        """
+        if len(routes) != len(digests) or any(digest not in self._versions for digest in digests):
+            raise BugError("internal.bug", f"cannot route {endpoint}: a version is not loaded; load it first")
+        live = [
+            (route, self._versions[digest]) for route, digest in zip(routes, digests, strict=True) if route.percent > 0
+        ]
+        if routes and not live:
+            raise BugError("internal.bug", f"cannot route {endpoint}: all shares are 0")
+        for _, version in live:
+            version.admitted = True
+        made = _Endpoint(tuple(route for route, _ in live), tuple(version for _, version in live))
+        self._endpoints[endpoint] = made
+
+    def is_ready(self) -> bool:
+        """Whether every endpoint that has a version can score now."""
+        return all(
+            any(v.ready for v in endpoint.versions) for endpoint in self._endpoints.values() if endpoint.versions
+        )
+
+    def find(self, model: str, version: str) -> tuple[Version, ...]:
+        endpoint = self._endpoints.get(model)
+        found: tuple[Version, ...]
+        if version:
+            found = tuple(
+                one
+                for one in self._versions.values()
+                if str(one.number) == version
+                and one.admitted
+                and not one.stopping
+                and (one.manifest.name == model or (endpoint is not None and one in endpoint.versions))
+            )
+        else:
+            found = endpoint.versions if endpoint is not None else ()
+        if found:
+            return found
+        if endpoint is not None and not version:
+            raise ResourceError("scoring.not_ready", f"cannot use {model}: it has no version ready; ask again soon")
+        what = f"version {version} of {model}" if version else model
+        names = ", ".join(self._endpoints) or "none"
+        raise InputError("module.unknown", f"cannot find {what}: this device serves {names}")
+
+    def choose(self, model: str, version: str) -> Version:
+        """The version for one request. One whose worker is being restarted takes requests: they wait in its queue."""
+        if not version:
+            endpoint = self._endpoints.get(model)
+            if endpoint is not None and endpoint.versions:
+                return endpoint.choose()
+        return self.find(model, version)[0]
+
+    def listing(self) -> list[dict[str, str]]:
+        """The repository index."""
+        return [
+            {
+                "name": version.manifest.name,
+                "version": str(version.number),
+                "state": "READY"
+                if version.ready and version.admitted
+                else "LOADING"
+                if version.ready
+                else "UNAVAILABLE",
+                "reason": "" if version.ready else "its worker is starting",
+            }
+            for version in self._versions.values()
+        ]
+
+    # -- the agent's own requests
+
+    async def infer_tensors(
+        self, endpoint: str, inputs: dict[str, Tensor], *, timeout_s: float | None = None
+    ) -> dict[str, Tensor]:
+        """Score through the same path as HTTP clients do.
+
+        Raises:
+            SkerryError: ``scoring.*`` or ``module.unknown``.
+        """
+        version = self.choose(endpoint, "")
+        json, body = tensors.request(inputs)
+        call = _Call(endpoint.encode(), json, body)
+        ticket = version.submit(call, timeout_s or version.manifest.resources.request_timeout_s)
+        try:
+            status, code, json, body = await call.answered
+        except asyncio.CancelledError:
+            if ticket is not None:
+                version.forget(ticket)
+            raise
+        if status == 200:
+            return tensors.response(json, body)
+        message = msgspec.json.decode(body)["error"]
+        if status < 429:
+            raise InputError(code, message)
+        if status in (429, 503):
+            raise ResourceError(code, message)
+        raise PeerError(code, message)
+
+    async def infer(self, endpoint: str, inputs: Arrays, *, timeout_s: float | None = None) -> Arrays:
+        """As :meth:`infer_tensors`, in numpy arrays (which the agent process itself does without)."""
+        from skerry_agent.serving import arrays
+
+        outputs = await self.infer_tensors(endpoint, arrays.to_tensors(inputs), timeout_s=timeout_s)
+        return arrays.from_tensors(outputs)
+
+
+class _Call:
+    """A request of the agent itself: an ``Item`` that fills a future."""
+
+    __slots__ = ("answered", "began", "body", "endpoint", "json")
+
+    def __init__(self, endpoint: bytes, json: int, body: bytes) -> None:
+        self.endpoint = endpoint
+        self.json = json
+        self.body = body
+        self.began = time.monotonic()
+        self.answered: asyncio.Future[tuple[int, str, int, bytes]] = asyncio.get_running_loop().create_future()
+
+    def reply(self, status: int, code: str, json: int, body: bytes) -> None:
+        if not self.answered.done():
+            self.answered.set_result((status, code, json, body))
+
+
+def run(main: Any) -> Any:
+    """``asyncio.run`` on uvloop where it is installed (armv7l has no wheel of it)."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    return asyncio.run(main)

@@ -1,0 +1,426 @@
+"""One loaded module version: its worker, its queue, and what happens when the worker dies or hangs.
+
+The rules (who is sent, who is blamed, who is late) are in ``rules.dispatch``; this performs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import signal
+import struct
+import time
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from skerry_agent.ports import VersionCounters
+from skerry_agent.rules.dispatch import Dispatch, Ticket
+from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.frames import Frame, Kind
+from skerry_agent.serving.link import WorkerLink
+from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.settings import ServingSettings
+from skerry_modules import messages
+from skerry_modules.errors import PeerError, ResourceError, SkerryError
+from skerry_modules.histogram import Histogram
+from skerry_modules.manifest import Manifest
+from skerry_modules.profiles import Limits
+
+log = logging.getLogger(__name__)
+
+EXIT_NO_MEMORY: Final = 77  # as serving.worker says; importing that here would import numpy
+_CONTROL: Final = 1 << 63
+"""Numbers of orders start here, so that they never meet those of requests."""
+_MARKS: Final = 64
+"""Quarantined bodies that are remembered."""
+
+
+class Item(Protocol):
+    """A request that wants one answer. ``began`` is monotonic seconds."""
+
+    endpoint: bytes
+    body: bytes
+    json: int
+    began: float
+
+    def reply(self, status: int, code: str, json: int, body: bytes) -> None: ...
+
+
+class Events(Protocol):
+    """Whom a version tells."""
+
+    def worker_exited(self, digest: str, reason: str, restarting: bool) -> None: ...
+
+    def sampled(self, digest: str, sample: messages.Sample) -> None: ...
+
+
+class Version:
+    """A module version that is loaded, or being loaded."""
+
+    def __init__(
+        self,
+        digest: str,
+        folder: Path,
+        manifest: Manifest,
+        number: int,
+        limits: Limits,
+        *,
+        settings: ServingSettings,
+        nursery: Nursery,
+        events: Events,
+        capture_rate: float,
+    ) -> None:
+        self.digest = digest
+        self.folder = folder
+        self.manifest = manifest
+        self.number = number
+        self.ready = False
+        self.stopping = False
+        self.admitted = False  # was routed once: clients may ask for this version by its number
+        self.facts: dict[str, Any] = {}
+        self._settings = settings
+        self._limits = limits
+        self._nursery = nursery
+        self._events = events
+        self._capture_rate = capture_rate
+        self._dispatch = Dispatch(
+            window=settings.window,
+            window_bytes=settings.window_bytes,
+            queue_requests=settings.queue_requests,
+            queue_bytes=settings.queue_bytes,
+            run_limit_s=manifest.resources.request_timeout_s,
+        )
+        self._link: WorkerLink | None = None
+        self._calls: dict[int, tuple[WorkerLink, asyncio.Future[bytes]]] = {}
+        self._next = 1
+        self._failures = 0
+        self._respawning: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._marks: dict[bytes, None] = {}
+        self._captures: list[Ticket] = []
+        self._requests = self._errors = self._rejected = 0
+        self._latency = Histogram()
+        self._inputs: dict[str, Histogram] = {}
+        self._outputs: dict[str, Histogram] = {}
+
+    # -- requests
+
+    def submit(self, item: Item, timeout_s: float) -> Ticket | None:
+        """Queue a request; None: it was refused and answered."""
+        timeout = min(timeout_s, self.manifest.resources.request_timeout_s)
+        if self._marks and _mark(item.body) in self._marks:
+            self._requests += 1
+            self._errors += 1
+            item.reply(*_quarantined())
+            return None
+        ticket = Ticket(self._next, item, len(item.body), item.began + timeout)
+        self._next += 1
+        if not self._dispatch.offer(ticket):
+            self._rejected += 1
+            text = f"cannot score now: {self._settings.queue_requests} requests wait; try again after a second"
+            item.reply(429, "scoring.overloaded", -1, oip.error_body(text))
+            return None
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(timeout, self._look)
+        self._pump()
+        return ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        """Its client has left: do not score it if that has not begun."""
+        ticket.done = True
+
+    def _pump(self) -> None:
+        link = self._link
+        if link is None or not self.ready:
+            return
+        for ticket in self._dispatch.send(time.monotonic()):
+            item = ticket.item
+            body = item.body
+            head = frames.pack(Kind.INFER, ticket.number, json=item.json, name=item.endpoint, size=len(body))
+            link.send(head, body)
+
+    def _on_frame(self, link: WorkerLink, frame: Frame) -> None:
+        if link is not self._link:
+            return
+        if frame.kind == Kind.ANSWER:
+            if frame.number >= _CONTROL:
+                self._called(frame)
+                return
+            link.scored = True
+            now = time.monotonic()
+            ticket = self._dispatch.answered(frame.number, now)
+            if ticket is not None:
+                self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
+            self._pump()
+            if self._drained is not None and self._dispatch.idle and not self._drained.done():
+                self._drained.set_result(None)
+        elif frame.kind == Kind.SAMPLE:
+            self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
+        elif frame.kind == Kind.OBSERVED:
+            self._merge(msgspec.msgpack.decode(frame.body, type=orders.Observed))
+
+    def _finish(  # noqa: PLR0917
+        self, ticket: Ticket, now: float, status: int, code: str, json: int, body: bytes
+    ) -> None:
+        ticket.done = True
+        item = ticket.item
+        self._requests += 1
+        if status >= 500:
+            self._errors += 1
+        self._latency.add((now - item.began) * 1e6)
+        item.reply(status, code, json, body)
+
+    def _merge(self, found: orders.Observed) -> None:
+        for into, news in ((self._inputs, found.inputs), (self._outputs, found.outputs)):
+            for name, wire in news.items():
+                histogram = Histogram.from_wire(wire)
+                if name in into:
+                    into[name].merge(histogram)
+                else:
+                    into[name] = histogram
+
+    def take_counters(self) -> VersionCounters:
+        counters = VersionCounters(
+            requests=self._requests,
+            errors=self._errors,
+            rejected=self._rejected,
+            latency_us=self._latency.to_wire(),
+            inputs={name: histogram.to_wire() for name, histogram in self._inputs.items()},
+            outputs={name: histogram.to_wire() for name, histogram in self._outputs.items()},
+        )
+        self._requests = self._errors = self._rejected = 0
+        self._latency, self._inputs, self._outputs = Histogram(), {}, {}
+        return counters
+
+    # -- deadlines
+
+    def _look(self) -> None:
+        """Answer what is late, kill what hangs. One timer per version: it costs a request nothing."""
+        self._watch = None
+        now = time.monotonic()
+        late = self._dispatch.expired(now)
+        for ticket in late:
+            seconds = now - ticket.item.began
+            text = f"cannot score within the deadline: {seconds:.3g} s have passed; ask less, or allow more time"
+            self._finish(ticket, now, 503, "scoring.deadline", -1, oip.error_body(text))
+        if self._dispatch.hangs(now) and self.ready:
+            self.kill("hang")
+        when = self._dispatch.next_look()
+        if when is not None:
+            self._watch = asyncio.get_running_loop().call_later(max(when - now, 0.005), self._look)
+        elif self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def kill(self, reason: str) -> None:
+        """End the worker at once; it is started again unless the version stops."""
+        if self._link is not None and not self._link.killed_for:
+            self._link.killed_for = reason
+            self._nursery.kill(self._link.serial, signal.SIGKILL)
+
+    # -- the worker's life
+
+    async def start(self) -> dict[str, Any]:
+        """Start the worker and load the model.
+
+        Returns:
+            Facts: ``load_ms``, ``memory`` (private bytes), ``pid``, ``engine`` (version).
+
+        Raises:
+            SkerryError: ``install.load_failed``, ``install.load_timeout``, ``unschedulable.operator``,
+                ``unschedulable.engine``.
+        """
+        limit = self.manifest.resources.load_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                self.facts = await self._bring_up()
+        except TimeoutError:
+            raise ResourceError(
+                "install.load_timeout",
+                f"cannot load {self.manifest.name} {self.number}: it did not load within {limit:g} s",
+            ) from None
+        return self.facts
+
+    async def _bring_up(self) -> dict[str, Any]:
+        order = orders.Spawn(
+            serial=0,
+            data_mb=min(self.manifest.resources.memory_mb, self._limits.memory_mb),
+            niceness=self._limits.niceness,
+            affinity=self._limits.cpu_affinity,
+        )
+        self._link = await WorkerLink.open(
+            self._nursery,
+            order,
+            f"{self.manifest.name}/{self.number}",
+            self._settings.log_lines,
+            on_frame=self._on_frame,
+            on_lost=self._on_lost,
+            on_exit=self._on_exit,
+        )
+        load = orders.Load(
+            digest=self.digest,
+            folder=str(self.folder),
+            manifest=self.manifest,
+            version=self.number,
+            cache=self._settings.cache,
+            cache_entries=self._settings.cache_entries,
+            report_s=self._settings.report_s,
+            observe_one_in=self._settings.observe_one_in,
+            capture_rate=self._capture_rate,
+        )
+        facts = msgspec.msgpack.decode(await self.call(Kind.LOAD, msgspec.msgpack.encode(load)))
+        self.ready = self._link.served = True
+        for ticket in self._captures:
+            item = ticket.item
+            head = frames.pack(Kind.CAPTURE, 0, json=item.json, name=item.endpoint, size=len(item.body))
+            self._link.send(head, item.body)
+        self._captures.clear()
+        self._pump()
+        return facts  # type: ignore[no-any-return]
+
+    async def call(self, kind: Kind, body: bytes = b"") -> bytes:
+        """Give the worker an order and wait for its answer. Cancelling it kills the worker: it may hang.
+
+        Raises:
+            SkerryError: what the worker raised; ``install.load_failed`` if it died.
+        """
+        if self._link is None:
+            raise PeerError("install.load_failed", f"cannot reach the worker of {self.manifest.name}: it is starting")
+        number = _CONTROL | self._next
+        self._next += 1
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._calls[number] = (self._link, future)
+        self._link.send(frames.pack(kind, number, size=len(body)), body)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.kill("hang")
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def _called(self, frame: Frame) -> None:
+        _, future = self._calls.get(frame.number, (None, None))
+        if future is None or future.done():
+            return
+        if frame.status == 200:
+            future.set_result(frame.body)
+            return
+        try:
+            orders.raise_failure(frame.body)
+        except SkerryError as error:
+            future.set_exception(error)
+
+    def _on_lost(self, link: WorkerLink) -> None:
+        """The worker's socket closed: it died."""
+        if link is not self._link:
+            return
+        self._link = None
+        was_ready, self.ready = self.ready, False
+        for ticket in self._dispatch.crashed(self._settings.kill_limit):
+            self._quarantine(ticket)
+        if self.stopping:
+            self._settle()
+        elif was_ready:
+            self._failures = 0 if link.scored else self._failures + 1
+            self._respawning = asyncio.get_running_loop().create_task(self._respawn())
+
+    def _on_exit(self, link: WorkerLink, status: int) -> None:
+        """The zygote tells how it ended; comes just before or after the socket closes."""
+        reason = link.killed_for or exit_reason(status)
+        lines = f"; its last words: {link.tail[-1]}" if link.tail else ""
+        link.close_log()
+        waiting = [future for owner, future in self._calls.values() if owner is link and not future.done()]
+        if waiting:
+            text = f"cannot go on with {self.manifest.name} {self.number}: its worker ended ({reason}){lines}"
+            if reason == "memory":
+                text += f"; it may have {min(self.manifest.resources.memory_mb, self._limits.memory_mb)} MB"
+            for future in waiting:
+                future.set_exception(PeerError("install.load_failed", text))
+        if link.served and not self.stopping:
+            log.warning("worker of %s %s ended: %s%s", self.manifest.name, self.number, reason, lines)
+            self._events.worker_exited(self.digest, reason, True)
+
+    async def _respawn(self) -> None:
+        """Start it again, soon the first time, then at growing intervals, until it loads or the version stops."""
+        while not self.stopping:
+            if self._failures:
+                delay = self._settings.respawn_delay_s * 2 ** min(self._failures - 1, 16)
+                await asyncio.sleep(min(delay, self._settings.respawn_delay_max_s))
+            try:
+                await self.start()
+            except SkerryError as error:
+                self._failures += 1
+                log.warning("cannot start %s %s again: %s", self.manifest.name, self.number, error.message)
+                self._close_link()
+                self._events.worker_exited(self.digest, f"start: {error.code}", True)
+                continue
+            return
+
+    def _quarantine(self, ticket: Ticket) -> None:
+        if len(self._marks) >= _MARKS:
+            self._marks.pop(next(iter(self._marks)))
+        self._marks[_mark(ticket.item.body)] = None
+        self._captures.append(ticket)
+        self._finish(ticket, time.monotonic(), *_quarantined())
+
+    def set_capture_rate(self, rate: float) -> None:
+        self._capture_rate = rate
+        if self._link is not None:
+            body = struct.pack("<d", rate)
+            self._link.send(frames.pack(Kind.CONFIGURE, 0, size=len(body)), body)
+
+    async def stop(self, drain_s: float) -> None:
+        """Let requests in flight end (at most ``drain_s``), then end the worker."""
+        if drain_s > 0 and not self._dispatch.idle:
+            self._drained = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained
+        self.stopping = True
+        self.ready = False
+        if self._respawning is not None:
+            self._respawning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._respawning
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._link is not None and drain_s > 0:
+            with contextlib.suppress(SkerryError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.call(Kind.FLUSH)  # what it observed and has not told
+        self._settle()
+        self._close_link()
+
+    def _settle(self) -> None:
+        """Nobody is left without an answer."""
+        text = f"cannot score: {self.manifest.name} {self.number} was stopped; ask again"
+        for ticket in self._dispatch.drop_all():
+            self._finish(ticket, time.monotonic(), 503, "scoring.not_ready", -1, oip.error_body(text))
+
+    def _close_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            self._nursery.kill(link.serial)  # at once: a worker in a loop would not see its socket close
+            link.close()
+
+
+def exit_reason(status: int) -> str:
+    """ "signal 11", "exit 1", "memory"."""
+    if status == EXIT_NO_MEMORY:
+        return "memory"
+    return f"signal {-status}" if status < 0 else f"exit {status}"
+
+
+def _mark(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
+
+
+def _quarantined() -> tuple[int, str, int, bytes]:
+    text = "cannot score this request: it ended two workers and is not tried again; see the captured sample"
+    return 500, "scoring.quarantined", -1, oip.error_body(text)

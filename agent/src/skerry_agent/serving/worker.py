@@ -1,0 +1,241 @@
+"""One module version in a process of its own: takes requests from its socket, scores them in order, answers each.
+
+It is forked from a zygote and owns nothing but its end of the socket. Every request is answered before the next is
+started, so that the agent knows which one was being scored should the process die. What the model prints goes to the
+log pipe that stands in for standard output and error, never into the protocol.
+
+When memory runs out (``RLIMIT_DATA``) the process ends with :data:`EXIT_NO_MEMORY` without an answer: a leak is gone
+with the process and the agent sends the request again; a request that is too big by itself kills twice and is then
+quarantined.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from skerry_agent import engines, golden
+from skerry_agent.engines import _host
+from skerry_agent.ports import Arrays, LoadedModel
+from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.codec import Codec
+from skerry_agent.serving.frames import Frame, Kind
+from skerry_agent.serving.observe import Observer
+from skerry_modules import messages
+from skerry_modules.errors import BugError, PeerError, SkerryError
+from skerry_modules.manifest import Manifest
+from skerry_modules.tensors import DATATYPES
+
+EXIT_NO_MEMORY: Final = 77
+RECEIVE_BYTES: Final = 256 * 1024
+
+
+class Worker:
+    """The process's main object; made before the model is known."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._send = sock.sendall
+        self._model: LoadedModel | None = None
+        self._report_s = 1.0
+        self._reported = time.monotonic()
+
+    def run(self) -> None:
+        """Serve until the agent closes the socket."""
+        # A timeout by the kernel costs no extra system call per receive, as Python's own would.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+        reader = frames.Reader()
+        buffer = bytearray(RECEIVE_BYTES)
+        view = memoryview(buffer)
+        receive = self._sock.recv_into
+        while True:
+            try:
+                size = receive(buffer)
+            except BlockingIOError:
+                self._report()
+                continue
+            if not size:
+                return
+            for frame in reader.feed(bytes(view[:size])):
+                if frame.kind == Kind.INFER:
+                    self._infer(frame)
+                else:
+                    self._control(frame)
+            if self._model is not None and time.monotonic() - self._reported >= self._report_s:
+                self._report()
+
+    # -- requests
+
+    def _infer(self, frame: Frame) -> None:
+        name = frame.name.decode()
+        try:
+            request = self._codec.parse(frame.body, frame.json)
+            outputs = self._score(request.inputs)
+            answer = self._codec.format(name, request.plan, outputs)
+        except MemoryError as error:
+            die_of_memory(error)
+        except SkerryError as error:
+            self._refuse(frame.number, error)
+            return
+        except Exception as error:  # the boundary: whatever breaks here is ours, and is answered
+            traceback.print_exc()
+            self._refuse(
+                frame.number, BugError("internal.bug", f"cannot score: {type(error).__name__}: {str(error)[:300]}")
+            )
+            return
+        self._send(
+            frames.pack(Kind.ANSWER, frame.number, status=200, json=answer.json, size=len(answer.body)) + answer.body
+        )
+        try:
+            for sample in self._observer.note(request.inputs, outputs, request.plan.rows, name):
+                self._send(frames.whole(Kind.SAMPLE, 0, messages.encode(sample)))
+        except MemoryError as error:
+            die_of_memory(error)
+        except Exception:  # watching must never cost a request
+            traceback.print_exc()
+
+    def _score(self, inputs: Arrays) -> Arrays:
+        outputs = self._model.run(inputs)  # type: ignore[union-attr]
+        for name in self._outputs:
+            if name not in outputs:
+                raise PeerError("scoring.failed", f"cannot score: the model gave no output {name!r}")
+        return outputs
+
+    def _refuse(self, number: int, error: SkerryError) -> None:
+        body = oip.error_body(error.message)
+        status = oip.STATUS_OF.get(error.code, 500)
+        self._send(frames.whole(Kind.ANSWER, number, body, status=status, name=error.code.encode()))
+
+    # -- orders
+
+    def _control(self, frame: Frame) -> None:
+        try:
+            result = self._obey(frame)
+        except MemoryError as error:
+            die_of_memory(error)
+        except SkerryError as error:
+            self._send(frames.whole(Kind.ANSWER, frame.number, orders.failure(error), status=500))
+            return
+        except Exception as error:
+            traceback.print_exc()
+            bug = BugError("internal.bug", f"cannot obey {Kind(frame.kind).name}: {type(error).__name__}: {error}")
+            self._send(frames.whole(Kind.ANSWER, frame.number, orders.failure(bug), status=500))
+            return
+        if frame.number:
+            self._send(frames.whole(Kind.ANSWER, frame.number, msgspec.msgpack.encode(result), status=200))
+
+    def _obey(self, frame: Frame) -> Any:
+        match frame.kind:
+            case Kind.LOAD:
+                return self._load(msgspec.msgpack.decode(frame.body, type=orders.Load))
+            case Kind.GOLDEN:
+                return golden.run(self._manifest, self._folder, self._score)
+            case Kind.WARM:
+                return self._warm(int.from_bytes(frame.body, "little"))
+            case Kind.CAPTURE:
+                return self._capture(frame)
+            case Kind.CONFIGURE:
+                return self._observer.set_rate(struct.unpack("<d", frame.body)[0])
+            case Kind.FLUSH:
+                return self._report()
+        raise BugError("internal.bug", f"cannot obey a frame of kind {frame.kind}")
+
+    def _load(self, order: orders.Load) -> dict[str, Any]:
+        began = time.monotonic()
+        self._manifest = order.manifest
+        self._folder = Path(order.folder)
+        cache = Path(order.cache)
+        self._model = engines.get(order.manifest.engine).load(self._folder, order.manifest, cache)
+        if order.cache:
+            _host.prune(cache, order.cache_entries)
+        self._codec = Codec(order.manifest, order.version)
+        self._outputs = tuple(spec.name for spec in order.manifest.outputs)
+        self._observer = Observer(
+            order.manifest, self._folder, digest=order.digest, version=order.version, one_in=order.observe_one_in
+        )
+        self._observer.set_rate(order.capture_rate)
+        self._report_s = order.report_s
+        return {
+            "load_ms": round((time.monotonic() - began) * 1000, 3),
+            "memory": private_bytes(),
+            "pid": os.getpid(),
+            "engine": engines.get(order.manifest.engine).version(),
+        }
+
+    def _warm(self, rounds: int) -> list[float]:
+        """Milliseconds of each round, with the first golden case or zeros."""
+        inputs = self._example()
+        times = []
+        for _ in range(rounds):
+            began = time.monotonic()
+            try:
+                self._score(inputs)
+            except SkerryError as error:
+                raise PeerError(
+                    "install.warm_failed", f"cannot warm {self._manifest.name} up: {error.message}"
+                ) from error
+            times.append((time.monotonic() - began) * 1000)
+        return times
+
+    def _example(self) -> Arrays:
+        if self._manifest.golden is not None:
+            inputs, _ = golden.load(self._folder / self._manifest.golden.file)
+            batch = next(golden.batches(self._manifest, inputs))
+            vary = all(spec.shape and spec.shape[0] == -1 for spec in self._manifest.inputs)
+            return {name: array[:1] for name, array in batch.items()} if vary else batch
+        return {spec.name: _zeros(self._manifest, place) for place, spec in enumerate(self._manifest.inputs)}
+
+    def _capture(self, frame: Frame) -> None:
+        """Keep a request that killed two workers: its rows as samples, scored by nobody."""
+        request = self._codec.parse(frame.body, frame.json)
+        rows = max(request.plan.rows, 1)
+        for row in range(rows):
+            sample = self._observer.sample(request.inputs, {}, rows, row, "quarantined", 1.0, frame.name.decode())
+            if sample is not None:
+                self._send(frames.whole(Kind.SAMPLE, 0, messages.encode(sample)))
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        if self._model is None:
+            return
+        found = self._observer.take()
+        if found is not None:
+            self._send(frames.whole(Kind.OBSERVED, 0, msgspec.msgpack.encode(found)))
+
+
+def _zeros(manifest: Manifest, place: int) -> np.ndarray[Any, Any]:
+    spec = manifest.inputs[place]
+    shape = tuple(1 if size < 0 else size for size in spec.shape)
+    if spec.datatype == "BYTES":
+        array = np.empty(shape, dtype=object)
+        array.fill(b"")
+        return array
+    return np.zeros(shape, dtype=DATATYPES[spec.datatype])
+
+
+def private_bytes() -> int:
+    """Memory that only this process has."""
+    total = 0
+    with Path("/proc/self/smaps_rollup").open() as lines:
+        for line in lines:
+            if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def die_of_memory(error: BaseException) -> None:
+    """End at once: nothing that runs now can rely on memory."""
+    os.write(2, f"skerry: out of memory: {str(error)[:200]}\n".encode())
+    os._exit(EXIT_NO_MEMORY)
+
+
+def main(sock: socket.socket) -> None:
+    Worker(sock).run()
