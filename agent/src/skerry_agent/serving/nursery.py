@@ -53,8 +53,9 @@ class Nursery:
         """The zygote's process id; 0 while there is none."""
         return self._process.pid if self._process else 0
 
-    def worker_pid(self, serial: int) -> int:
-        return self._pids.get(serial, 0)
+    def pids(self) -> list[int]:
+        """The zygote and its workers."""
+        return [self.pid, *self._pids.values()]
 
     async def ready(self) -> str:
         """The engine's version, once the zygote runs.

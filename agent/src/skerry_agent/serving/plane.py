@@ -79,6 +79,17 @@ class Plane:
         """The TCP port that is listened on; 0 for none."""
         return self._front.port
 
+    @property
+    def http(self) -> str:
+        """``host:port`` that is listened on; empty for none."""
+        host = self.settings.http.rpartition(":")[0]
+        return f"{host}:{self.port}" if self.port else ""
+
+    def pids(self) -> list[int]:
+        """Zygotes and workers, for what the device's health counts as the workers' memory."""
+        found = [pid for nursery in self._nurseries.values() for pid in nursery.pids()]
+        return [pid for pid in found if pid]
+
     async def start(self) -> None:
         """Listen. Raises ResourceError ``resource.port_in_use``."""
         await self._front.start()
