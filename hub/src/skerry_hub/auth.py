@@ -181,7 +181,7 @@ def refuse_cross_site(headers: Mapping[str, str]) -> None:
     if foreign:
         raise InputError(
             "auth.cross_site",
-            f"cannot serve a change that a page of {(origin or 'another site')[:100]} asks for: use the hub's own console",
+            f"cannot serve a change that a page of {(origin or 'another site')[:100]} asks for: use this hub's console",
         )
 
 
