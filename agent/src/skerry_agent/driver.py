@@ -29,7 +29,7 @@ from skerry_agent.statefile import StateFile
 from skerry_modules.compatibility import DeviceFacts
 from skerry_modules.errors import ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
-from skerry_modules.messages import Want
+from skerry_modules.messages import Event, Severity, Want
 from skerry_modules.profiles import Limits
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ class Driver:
         self._wanted: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self.chunks_dropped = 0
+        self.fell_back = False  # whether the newest saved state was damaged
         self.handled = 0
 
     # -- events ------------------------------------------------------------------------------------------------------
@@ -148,6 +149,7 @@ class Driver:
         """Look at the disk and give the brain its first event."""
         held = await self._on_disk(self._disk.prepare)
         self._saved = saved = await self._loop.run_in_executor(self._state_thread, self._state.load)
+        self.fell_back = self._state.fell_back
         await self._handle(
             fx.Booted(boot, saved, held.complete, wall_ms(), partial=held.partial, installed=held.installed)
         )
@@ -187,8 +189,13 @@ class Driver:
                 if error:
                     self._queue.appendleft(fx.Failed("Save", "", error.code, error.message))
                     return
-            else:
+                continue
+            try:
                 self._start(effect)
+            except Exception as error:
+                log.exception("%s broke", type(effect).__name__)
+                text = f"cannot perform {type(effect).__name__}: {type(error).__name__}: {error}; see the agent's log"
+                self._outside.emit(Event(severity=Severity.ERROR, code="internal.bug", message=text))
 
     async def _save(self, state: bytes) -> SkerryError | None:
         if state == self._saved:

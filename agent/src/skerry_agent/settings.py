@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from skerry_agent.rules.settings import BrainSettings
 from skerry_agent.serving.settings import ServingSettings
 from skerry_modules import topics
 from skerry_modules.errors import InputError
@@ -108,11 +109,13 @@ class SourceSettings(_Section, frozen=True, kw_only=True):
     batch: Annotated[int, _meta("replay: rows per request.", "rows", ge=1)] = 1
     loop: Annotated[bool, _meta("replay: start again at the end.")] = True
     every_s: Annotated[float, _meta("folder: time between two looks.", "s", gt=0)] = 1.0
-    keep: Annotated[bool, _meta("folder: move scored files to done/; otherwise delete them.")] = True
+    keep_files: Annotated[int, _meta("folder: scored files kept in done/, the newest; 0 deletes them.", ge=0)] = 1000
     max_file_mb: Annotated[int, _meta("folder and mqtt: larger inputs are refused.", "MB", ge=1)] = 16
     broker: Annotated[str, _meta("mqtt: the broker of the sensors; empty: the hub's broker.")] = ""
+    username: Annotated[str, _meta("mqtt: user name at that broker.")] = ""
+    password: Annotated[str, _meta("mqtt: password at that broker.")] = ""
     topic: Annotated[str, _meta("mqtt: the topic filter to listen to.")] = ""
-    input: Annotated[str, _meta("mqtt with raw payloads, png: the input's name.")] = ""
+    input: Annotated[str, _meta("mqtt with raw payloads: the input's name.")] = ""
     datatype: Annotated[str, _meta("mqtt with raw payloads: datatype of the little-endian values; empty: JSON.")] = ""
     shape: Annotated[tuple[int, ...], _meta("mqtt with raw payloads: the tensor's shape.")] = ()
     results_topic: Annotated[str, _meta("mqtt: where outputs are published as JSON; empty: nowhere.")] = ""
@@ -138,6 +141,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     serving: ServingSettings = ServingSettings()
     reporting: Reporting = Reporting()
     spool: Spool = Spool()
+    rules: BrainSettings = BrainSettings()
     sources: tuple[SourceSettings, ...] = ()
 
     @property
@@ -366,6 +370,7 @@ def _invalid(source: str, field: str, problem: str) -> InputError:
 def redacted(settings: Settings) -> dict[str, Any]:
     """Plain data without secrets, for status and logs."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
-    if plain["hub"]["password"]:
-        plain["hub"]["password"] = "…"  # noqa: S105 - a mask, no secret
+    for section in (plain["hub"], *plain["sources"]):
+        if section["password"]:
+            section["password"] = "…"  # noqa: S105 - a mask, no secret
     return plain

@@ -18,6 +18,7 @@ from skerry_agent.spool import wall_ms
 from skerry_modules.histogram import Histogram
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Distribution, Telemetry
+from skerry_modules.tensors import TensorSpec
 
 _EMPTY: Final = Distribution()
 
@@ -76,9 +77,10 @@ def merged(left: Distribution, right: Distribution) -> Distribution:
 
 
 class _Version:
-    def __init__(self, module: str, version: int) -> None:
+    def __init__(self, module: str, version: int, inputs: tuple[TensorSpec, ...]) -> None:
         self.module = module
         self.version = version
+        self.inputs = inputs
         self.endpoint = ""
         self.window = Window(wall_ms())
 
@@ -111,7 +113,7 @@ class Telemeter:
 
     def loaded(self, digest: str, module: str, version: int, manifest: Manifest) -> None:
         self._plane.take_counters(digest)  # the golden test's own requests are nobody's traffic
-        self._versions[digest] = _Version(module, version)
+        self._versions[digest] = _Version(module, version, manifest.inputs)
 
     def unloaded(self, digest: str) -> None:
         if version := self._versions.get(digest):
@@ -120,9 +122,18 @@ class Telemeter:
             del self._versions[digest]
 
     def routed(self, endpoint: str, digests: tuple[str, ...]) -> None:
-        for digest in digests:
-            if version := self._versions.get(digest):
+        for digest, version in self._versions.items():
+            if digest in digests:
                 version.endpoint = endpoint
+            elif version.endpoint == endpoint:
+                version.endpoint = ""
+
+    def specs_of(self, endpoint: str) -> tuple[TensorSpec, ...] | None:
+        """The declared inputs of the version that an endpoint routes to; None while there is none."""
+        for version in self._versions.values():
+            if version.endpoint == endpoint:
+                return version.inputs
+        return None
 
     def names(self) -> list[dict[str, Any]]:
         """What is loaded, for status."""
@@ -145,6 +156,7 @@ class Telemeter:
     def flush(self) -> None:
         """End all windows now."""
         for digest, version in list(self._versions.items()):
+            self._look(digest, version)
             self._send(digest, version)
 
     def _look(self, digest: str, version: _Version) -> None:

@@ -80,6 +80,8 @@ CODES: dict[str, str] = {
     "resource.database_unreachable": "The database cannot be reached.",
     "resource.port_in_use": "The address to listen on is taken.",
     "resource.missing_dependency": "A package that this feature needs is not installed.",
+    "resource.spool_damaged": "The spool's database was damaged and begun anew.",
+    "resource.state_damaged": "The newest saved state was damaged; the one before it is used.",
     "resource.state_in_use": "Another agent runs on this state folder.",
     # -- why a module cannot run, or stopped, on a device (also reason codes of module states)
     "unschedulable.engine": "The device has no engine of this kind.",

@@ -1,0 +1,163 @@
+"""``skerry-agent``: run the daemon, and ask the running one.
+
+Exit codes: 0 done; 1 the device or the agent could not (resource), or the answer is bad news; 2 the call or the
+configuration is wrong. Errors go to stderr with their code; ``--json`` prints one JSON value to stdout.
+
+Only argparse is imported until a command is known: the commands start fast on small devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from skerry_agent.settings import Settings
+
+PLACES: Final = ("agent.toml", "/etc/skerry/agent.toml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    from skerry_modules.errors import InputError, SkerryError
+
+    try:
+        code: int = options.work(options)
+    except SkerryError as error:
+        print(f"skerry-agent: {error.message} [{error.code}]", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, InputError) else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skerry-agent",
+        description="Runs model modules on this device: installs what the hub asks for, proves it, serves it.",
+        epilog="The configuration is agent.toml here or /etc/skerry/agent.toml, unless --config names another.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "start the daemon and serve until it is told to stop")
+    run.add_argument("--log", default="info", choices=["debug", "info", "warning", "error"], help="what to log")
+
+    status = _command(commands, "status", _status, "what the running agent does: hub, modules, spool, sources, disk")
+    status.add_argument("--json", action="store_true", help="everything, as one JSON object")
+
+    score = _command(commands, "score", _score, "score an input on a module of this device")
+    score.add_argument("module", help="the module's or endpoint's name")
+    given = score.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", type=Path, metavar="FILE", help=".npz with arrays by input name, .npy, .json or .csv")
+    given.add_argument("--data", metavar="JSON", help="an object of nested lists by input name, or a bare nested list")
+    score.add_argument("--module-version", type=int, metavar="N", help="a version other than the current one")
+    score.add_argument("--url", help="the agent's scoring address; default: from the configuration")
+    score.add_argument("--json", action="store_true", help="the answer as it came")
+
+    events = _command(commands, "events", _events, "the last events of this device, also while the agent is stopped")
+    events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
+    events.add_argument("--json", action="store_true", help="as a JSON list")
+
+    settings = _command(
+        commands, "settings", _settings, "every setting: name, default, unit, variable and what it does"
+    )
+    settings.add_argument("--json", action="store_true", help="as a JSON list")
+    return parser
+
+
+def _command(commands: Any, name: str, work: Any, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (TOML)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="override one setting; may be repeated"
+    )
+    command.set_defaults(work=work)
+    return command
+
+
+def _load(options: argparse.Namespace) -> Settings:
+    from skerry_agent.settings import ENV_PREFIX, load
+    from skerry_modules.errors import InputError
+
+    path: Path | None = options.config
+    if path is None:
+        path = next((Path(place) for place in PLACES if Path(place).is_file()), None)
+    if path is None and f"{ENV_PREFIX}DEVICE_ID" not in os.environ:
+        raise InputError(
+            "settings.invalid",
+            f"cannot find a configuration at {' or '.join(PLACES)}: name it with --config; "
+            "the hub wrote it when the device was registered",
+        )
+    return load(path, overrides=options.set)
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _load(options)
+    import logging
+
+    logging.basicConfig(
+        level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    from skerry_agent.app import App
+    from skerry_agent.serving.plane import run
+
+    async def serve() -> None:
+        await App(settings).run()
+
+    run(serve())
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from skerry_agent import control, report
+
+    status = control.ask(_load(options).folder, "status")
+    _print(status if options.json else report.status(status), as_json=options.json)
+    return 0
+
+
+def _events(options: argparse.Namespace) -> int:
+    from skerry_agent import report
+
+    events = report.read_events(_load(options).folder, options.limit)
+    _print(events if options.json else report.events(events), as_json=options.json)
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from skerry_agent import report, score
+
+    address = options.url or score.find_address(_load(options))
+    answer = score.score(address, options.module, options.module_version, options.input, options.data)
+    _print(answer if options.json else report.answer(answer), as_json=options.json)
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from skerry_agent import report
+    from skerry_agent.settings import catalogue
+
+    found = [msgspec.to_builtins(one) for one in catalogue()]
+    _print(found if options.json else report.settings(found), as_json=options.json)
+    return 0
+
+
+def _print(value: Any, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        value = json.dumps(value, ensure_ascii=False)
+    print(value, flush=True)  # noqa: T201 - this is a command's output
+
+
+if __name__ == "__main__":
+    sys.exit(main())
