@@ -1,0 +1,437 @@
+"""The hub's API as Python: one method per thing to ask, typed answers, and the hub's own errors.
+
+Every error is a :class:`~skerry_modules.errors.SkerryError` with the code that the hub gave. A hub that cannot be
+reached is ``resource.hub_unreachable``. Nothing is tried again here: whoever calls knows whether it may be.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+
+import httpx
+import msgspec
+
+from skerry.git import GitState
+from skerry.problems import problem_of, unreachable
+from skerry.types import (
+    AuditEntry,
+    Device,
+    Event,
+    HealthReport,
+    Key,
+    Model,
+    Modules,
+    NewDevice,
+    Plan,
+    Preview,
+    Rollout,
+    RolloutDetail,
+    Sample,
+    SampleFile,
+    Status,
+    TelemetryReport,
+    Version,
+    VersionDetail,
+)
+from skerry_modules import package
+from skerry_modules.errors import ResourceError
+
+DEFAULT_URL: Final = "http://127.0.0.1:8420"
+TIMEOUT_S: Final = 30.0
+"""How long the hub may take to answer, seconds; an upload or download may take as long as bytes flow."""
+POLL_S: Final = 2.0
+"""How often a watched thing is looked at when the hub sends no nudge, seconds."""
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Client:
+    """A hub.
+
+    Args:
+        url: its address; by default ``SKERRY_URL``, else this machine's.
+        token: by default ``SKERRY_TOKEN``.
+        actor: who acts, for the audit log of a hub without tokens; by default the user's name.
+    """
+
+    def __init__(self, url: str = "", token: str = "", *, actor: str = "", timeout_s: float = TIMEOUT_S) -> None:
+        self.url = (url or os.environ.get("SKERRY_URL", "") or DEFAULT_URL).rstrip("/")
+        token = token or os.environ.get("SKERRY_TOKEN", "")
+        headers = {"User-Agent": "skerry-client"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        if actor or (actor := _user()):
+            headers["X-Skerry-Actor"] = actor
+        try:
+            self._http = httpx.Client(base_url=f"{self.url}/api/v1/", headers=headers, timeout=timeout_s)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise unreachable(self.url, error) from error
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- the hub -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        return self._get("status", Status)
+
+    def keys(self) -> list[Key]:
+        """Publishers whose packages the hub accepts."""
+        return list(self._list("keys", Key))
+
+    def trust_key(self, text: str) -> Key:
+        """Accept a publisher's packages from now on. ``text`` is ``ed25519:<base64> [name]``."""
+        return self._send("POST", "keys", Key, json={"text": text})
+
+    def distrust_key(self, keyid: str) -> None:
+        self._delete(f"keys/{_part(keyid)}")
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """The firmware profiles that devices may have."""
+        return list(self._list("profiles", dict[str, Any]))
+
+    def events(self, *, device: str = "", severities: Iterable[str] = (), limit: int = 100) -> list[Event]:
+        """What devices told, newest first."""
+        return list(self._list("events", Event, limit=limit, device=device, severity=list(severities)))
+
+    def audit(self, *, subject: str = "", limit: int = 100) -> list[AuditEntry]:
+        """Who did what, newest first."""
+        return list(self._list("audit", AuditEntry, limit=limit, subject=subject))
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[Model]:
+        return list(self._list("models", Model))
+
+    def model(self, name: str) -> Model:
+        return self._get(f"models/{_part(name)}", Model)
+
+    def versions(self, *, model: str = "", tags: Iterable[str] = ()) -> list[Version]:
+        """Versions that bear all of the tags (``TagName=TagValue``)."""
+        return list(self._list("versions", Version, model=model, tag=list(tags)))
+
+    def version(self, name: str, version: int) -> VersionDetail:
+        return self._get(f"models/{_part(name)}/versions/{version}", VersionDetail)
+
+    def register(
+        self,
+        path: Path,
+        *,
+        name: str = "",
+        reason: str = "",
+        git: GitState | None = None,
+        tags: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> VersionDetail:
+        """Register a package file as the next version of its model.
+
+        Args:
+            path: what :func:`skerry_modules.package.write_package` wrote.
+            name: the model; by default the name in the package's manifest.
+            reason: why, for the record.
+            git: the commit that it was made from.
+            tags: on the new version.
+            progress: called as bytes leave.
+
+        Raises:
+            SkerryError: ``module.exists`` (``data["version"]`` says which), ``trust.*``, ``package.*``, ``manifest.*``.
+        """
+        if not name:
+            with package.read_package(path) as reader:
+                name = reader.index.manifest.name
+        source = git or GitState()
+        query: dict[str, Any] = {"reason": reason, "tag": [f"{key}={value}" for key, value in (tags or {}).items()]}
+        if source.commit:
+            query |= {
+                "git_commit": source.commit,
+                "git_branch": source.branch,
+                "git_remote": source.remote,
+                "git_dirty": source.dirty,
+            }
+        size = path.stat().st_size
+        headers = {"Content-Type": package.MEDIA_TYPE, "Content-Length": str(size)}
+        with path.open("rb") as file:
+            return self._send(
+                "POST",
+                f"models/{_part(name)}/versions",
+                VersionDetail,
+                params=_query(query),
+                content=_blocks(file, size, progress),
+                headers=headers,
+            )
+
+    def tag(self, name: str, version: int, tags: Mapping[str, str]) -> Version:
+        """Replace a version's tags."""
+        return self._send("PUT", f"models/{_part(name)}/versions/{version}/tags", Version, json={"tags": dict(tags)})
+
+    def download(self, name: str, version: int, target: Path, *, progress: Progress | None = None) -> Path:
+        """The package, byte for byte as it was registered. The file appears whole or not at all."""
+        return self._fetch(f"models/{_part(name)}/versions/{version}/package", target, progress)
+
+    def download_file(self, name: str, version: int, path: str, target: Path) -> Path:
+        """One file of a version."""
+        return self._fetch(f"models/{_part(name)}/versions/{version}/files/{path}", target, None)
+
+    def delete_version(self, name: str, version: int, *, reason: str = "") -> None:
+        self._delete(f"models/{_part(name)}/versions/{version}", reason)
+
+    def delete_model(self, name: str, *, reason: str = "") -> None:
+        self._delete(f"models/{_part(name)}", reason)
+
+    # -- devices -----------------------------------------------------------------------------------------------------
+
+    def devices(self, *, tags: Iterable[str] = ()) -> list[Device]:
+        return list(self._list("devices", Device, tag=list(tags)))
+
+    def device(self, device: str) -> Device:
+        return self._get(f"devices/{_part(device)}", Device)
+
+    def add_device(
+        self, device: str, *, profile: str, tags: Mapping[str, str] | None = None, description: str = ""
+    ) -> NewDevice:
+        """Register a device. The answer holds its configuration with a password that is shown this once."""
+        body = {"id": device, "profile": profile, "tags": dict(tags or {}), "description": description}
+        return self._send("POST", "devices", NewDevice, json=body)
+
+    def renew_password(self, device: str) -> NewDevice:
+        """A new configuration with a new password; the old one ends."""
+        return self._send("POST", f"devices/{_part(device)}/password", NewDevice)
+
+    def tag_device(self, device: str, tags: Mapping[str, str]) -> Device:
+        """Replace a device's tags."""
+        return self._send("PUT", f"devices/{_part(device)}/tags", Device, json={"tags": dict(tags)})
+
+    def remove_device(self, device: str, *, reason: str = "") -> None:
+        self._delete(f"devices/{_part(device)}", reason)
+
+    def device_modules(self, device: str) -> Modules:
+        return self._get(f"devices/{_part(device)}/modules", Modules)
+
+    def health(self, device: str, *, limit: int = 100) -> list[HealthReport]:
+        return list(self._list(f"devices/{_part(device)}/health", HealthReport, limit=limit))
+
+    def telemetry(self, device: str, *, module: str = "", limit: int = 100) -> list[TelemetryReport]:
+        return list(self._list(f"devices/{_part(device)}/telemetry", TelemetryReport, limit=limit, module=module))
+
+    # -- rollouts ----------------------------------------------------------------------------------------------------
+
+    def rollouts(self, *, limit: int = 100) -> list[Rollout]:
+        return list(self._list("rollouts", Rollout, limit=limit))
+
+    def rollout(self, rollout: int) -> RolloutDetail:
+        return self._get(f"rollouts/{rollout}", RolloutDetail)
+
+    def preview_rollout(self, module: str, version: int, target: str, plan: Plan | None = None) -> Preview:
+        """What starting it would do, before anything is sent."""
+        body = {"module": module, "version": version, "target": target, "plan": plan_body(plan)}
+        return self._send("POST", "rollouts/preview", Preview, json=body)
+
+    def start_rollout(
+        self, module: str, version: int, target: str, plan: Plan | None = None, *, reason: str = ""
+    ) -> RolloutDetail:
+        """Start a rollout to the devices that match ``target`` (``TagName=TagValue,…``, or ``*``)."""
+        body = {"module": module, "version": version, "target": target, "plan": plan_body(plan), "reason": reason}
+        return self._send("POST", "rollouts", RolloutDetail, json=body)
+
+    def pause_rollout(self, rollout: int, *, reason: str = "") -> RolloutDetail:
+        return self._send("POST", f"rollouts/{rollout}/pause", RolloutDetail, json={"reason": reason})
+
+    def resume_rollout(self, rollout: int, *, reason: str = "") -> RolloutDetail:
+        return self._send("POST", f"rollouts/{rollout}/resume", RolloutDetail, json={"reason": reason})
+
+    def abort_rollout(self, rollout: int, *, reason: str = "", rollback: bool = True) -> RolloutDetail:
+        """Stop for good. Devices that had proven the version go back too, unless ``rollback`` is false."""
+        body = {"reason": reason, "rollback": rollback}
+        return self._send("POST", f"rollouts/{rollout}/abort", RolloutDetail, json=body)
+
+    def watch_rollout(self, rollout: int) -> Iterator[RolloutDetail]:
+        """The rollout whenever it changes, until it has ended."""
+        seen: RolloutDetail | None = None
+        for _ in self.nudges(f"rollout:{rollout}", "fleet"):
+            now = self.rollout(rollout)
+            if now != seen:
+                yield now
+            if now.ended:
+                return
+            seen = now
+
+    def nudges(self, *topics: str) -> Iterator[None]:
+        """Yield at once, then whenever something of these topics changes, and every :data:`POLL_S` anyway.
+
+        A lost stream is opened again: what was missed shows at the next look. A hub that is away ends it with
+        ``resource.hub_unreachable`` only where the caller's own question finds it so.
+        """
+        while True:
+            yield
+            started = time.monotonic()
+            try:
+                with self._http.stream(
+                    "GET",
+                    "stream",
+                    params=_query({"topic": list(topics)}),
+                    timeout=httpx.Timeout(TIMEOUT_S, read=POLL_S),
+                ) as answer:
+                    for line in answer.iter_lines():
+                        if line.startswith("data:"):
+                            yield
+            except httpx.ReadTimeout:
+                continue
+            except httpx.TransportError:
+                pass
+            time.sleep(max(0.0, started + POLL_S - time.monotonic()))
+
+    # -- samples -----------------------------------------------------------------------------------------------------
+
+    def samples(
+        self, *, module: str = "", version: int | None = None, device: str = "", limit: int = 100
+    ) -> list[Sample]:
+        """Captured samples, newest first."""
+        return list(self._list("samples", Sample, limit=limit, module=module, version=version, device=device))
+
+    def sample_files(self, *, module: str = "") -> list[SampleFile]:
+        """The Parquet files that hold them."""
+        return list(self._list("samples/files", SampleFile, module=module))
+
+    def download_samples(self, key: str, target: Path, *, progress: Progress | None = None) -> Path:
+        return self._fetch(f"samples/files/{key}", target, progress)
+
+    # -- how it is asked ---------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, kind: type[T], **query: Any) -> T:
+        return self._send("GET", path, kind, params=_query(query))
+
+    def _list(self, path: str, kind: type[T], *, limit: int = 0, **query: Any) -> Iterator[T]:
+        """Every item over all pages, or the first ``limit``."""
+        cursor, count = "", 0
+        while True:
+            size = min(limit - count, 1000) if limit else 1000
+            page = self._send("GET", path, dict[str, Any], params=_query({**query, "limit": size, "cursor": cursor}))
+            for item in page["items"]:
+                yield self._convert(item, kind)
+                count += 1
+                if limit and count >= limit:
+                    return
+            cursor = page.get("next") or ""
+            if not cursor:
+                return
+
+    def _send(self, method: str, path: str, kind: type[T], **request: Any) -> T:
+        content = self._ask(method, path, **request)
+        try:
+            return self._convert(msgspec.json.decode(content), kind)
+        except msgspec.DecodeError as error:
+            raise _not_a_hub(self.url, error) from error
+
+    def _delete(self, path: str, reason: str = "") -> None:
+        self._ask("DELETE", path, params=_query({"reason": reason}))
+
+    def _ask(self, method: str, path: str, **request: Any) -> bytes:
+        try:
+            answer = self._http.request(method, path, **request)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise unreachable(self.url, error) from error
+        if not answer.is_success:
+            raise problem_of(answer.status_code, answer.content, self.url)
+        return answer.content
+
+    def _convert(self, value: Any, kind: type[T]) -> T:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise _not_a_hub(self.url, error) from error
+
+    def _fetch(self, path: str, target: Path, progress: Progress | None) -> Path:
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with self._http.stream("GET", path) as answer:
+                if not answer.is_success:
+                    raise problem_of(answer.status_code, answer.read(), self.url)
+                total, done = int(answer.headers.get("content-length", 0)), 0
+                with partial.open("wb") as file:
+                    for block in answer.iter_bytes(package.BLOCK_BYTES):
+                        file.write(block)
+                        done += len(block)
+                        if progress:
+                            progress(done, total)
+            partial.replace(target)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise unreachable(self.url, error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+
+def plan_body(plan: Plan | None) -> dict[str, Any]:
+    """A plan as the hub takes it: each wave a count or a percentage."""
+    body: dict[str, Any] = {
+        key: value for key, value in msgspec.to_builtins(plan or Plan()).items() if value is not None
+    }
+    if "waves" in body:
+        waves = [wave_body(text) for text in body["waves"]]
+        body["waves"] = waves if waves[-1] == {"percent": 100.0} else [*waves, {"percent": 100.0}]
+    return body
+
+
+def wave_body(text: str) -> dict[str, float]:
+    """``"3"`` is three devices, ``"25%"`` a quarter of them.
+
+    Raises:
+        InputError: ``rollout.invalid``.
+    """
+    from skerry_modules.errors import InputError
+
+    number = text.strip().removesuffix("%")
+    try:
+        return {"percent": float(number)} if text.strip().endswith("%") else {"count": int(number)}
+    except ValueError as error:
+        raise InputError(
+            "rollout.invalid", f"cannot use the wave {text!r}: write a number of devices or a share such as 25%"
+        ) from error
+
+
+def _query(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value not in ("", None, [])}
+
+
+def _part(text: str) -> str:
+    """One part of an address: a name with a slash must not become another address."""
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+def _blocks(file: IO[bytes], size: int, progress: Progress | None) -> Iterator[bytes]:
+    done = 0
+    while block := file.read(package.BLOCK_BYTES):
+        yield block
+        done += len(block)
+        if progress:
+            progress(done, size)
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a number without a name
+        return ""
+
+
+def _not_a_hub(url: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        "resource.hub_unreachable",
+        f"cannot understand what answers at {url}: {error}; is it a Skerry hub of this version?",
+    )

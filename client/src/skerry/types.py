@@ -1,0 +1,269 @@
+"""What the hub answers, as typed structs. Times are milliseconds since 1970, sizes bytes; unknown fields are ignored,
+so that a newer hub can say more."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Status(_Answer, frozen=True, kw_only=True):
+    """How the hub is. ``missing``: parts that its installation lacks."""
+
+    version: str
+    hub_key: str
+    database: str
+    broker: str
+    broker_connected: bool
+    devices: int
+    devices_online: int
+    models: int
+    rollouts_active: int
+    missing: tuple[str, ...] = ()
+
+
+class File(_Answer, frozen=True, kw_only=True):
+    path: str
+    sha256: str
+    size: int
+
+
+class Version(_Answer, frozen=True, kw_only=True):
+    """One model version: who registered it, why, and from which commit."""
+
+    name: str
+    version: int
+    digest: str
+    size: int
+    engine: str
+    tags: dict[str, str] = {}
+    signer: str = ""
+    git_commit: str = ""
+    git_branch: str = ""
+    git_remote: str = ""
+    git_dirty: bool = False
+    created_by: str = ""
+    reason: str = ""
+    created_at: int = 0
+
+
+class VersionDetail(Version, frozen=True, kw_only=True):
+    """``holders``: who needs it, by why; empty means that it can be deleted."""
+
+    manifest: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    files: tuple[File, ...] = ()
+    holders: dict[str, tuple[str, ...]] = {}
+
+
+class Model(_Answer, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
+    last_version: int = 0
+    created_at: int = 0
+    latest: Version | None = None
+
+
+class ModuleReport(_Answer, frozen=True, kw_only=True):
+    """What a device reported of one module version."""
+
+    module: str
+    version: int
+    digest: str
+    phase: str
+    step: str = ""
+    role: str = ""
+    reason: str = ""
+    message: str = ""
+    since: int = 0
+    revision: int = 0
+    progress: float = 0.0
+    reported_at: int = 0
+
+
+class Wanted(_Answer, frozen=True, kw_only=True):
+    """What the hub wants a device to run."""
+
+    module: str
+    version: int
+    soak_s: float = 0.0
+    rollout: int | None = None
+    at: int = 0
+
+
+class Device(_Answer, frozen=True, kw_only=True):
+    id: str
+    profile: str
+    description: str = ""
+    tags: dict[str, str] = {}
+    online: bool = False
+    agent: str = ""
+    boot: str = ""
+    desired_revision: int = 0
+    reported_revision: int = 0
+    seen_at: int = 0
+    created_at: int = 0
+    facts: dict[str, Any] = {}
+    modules: tuple[ModuleReport, ...] = ()
+
+
+class NewDevice(_Answer, frozen=True, kw_only=True):
+    """``config`` is the agent's configuration (TOML) with its password: the hub shows it this once."""
+
+    device: Device
+    config: str
+
+
+class Modules(_Answer, frozen=True, kw_only=True):
+    wanted: tuple[Wanted, ...] = ()
+    reported: tuple[ModuleReport, ...] = ()
+
+
+class Event(_Answer, frozen=True, kw_only=True):
+    id: int
+    device: str
+    at: int
+    received_at: int
+    severity: str
+    code: str
+    message: str
+    module: str = ""
+    version: int = 0
+    data: dict[str, Any] = {}
+
+
+class AuditEntry(_Answer, frozen=True, kw_only=True):
+    id: int
+    at: int
+    actor: str
+    action: str
+    subject: str
+    reason: str = ""
+    data: dict[str, Any] = {}
+
+
+class HealthReport(_Answer, frozen=True, kw_only=True):
+    id: int
+    at: int
+    health: dict[str, Any]
+
+
+class TelemetryReport(_Answer, frozen=True, kw_only=True):
+    id: int
+    module: str
+    version: int
+    endpoint: str
+    start_ms: int
+    end_ms: int
+    requests: int
+    errors: int
+    rejected: int
+    p50_us: float
+    p99_us: float
+
+
+class Sample(_Answer, frozen=True, kw_only=True):
+    id: str
+    device: str
+    module: str
+    version: int
+    digest: str
+    at: int
+    received_at: int
+    reason: str
+    probability: float
+    file: str = ""
+
+
+class SampleFile(_Answer, frozen=True, kw_only=True):
+    key: str
+    size: int
+
+
+class Key(_Answer, frozen=True, kw_only=True):
+    keyid: str
+    text: str
+    added_by: str = ""
+    added_at: int = 0
+
+
+TERMINAL: Final = ("succeeded", "rolled-back", "failed", "aborted")
+"""States in which a rollout changes no more."""
+
+
+class RolloutDevice(_Answer, frozen=True, kw_only=True):
+    device: str
+    wave: int
+    step: str
+    previous: int | None = None
+    reason: str = ""
+    message: str = ""
+    assigned_at: int = 0
+    finished_at: int = 0
+
+
+class Rollout(_Answer, frozen=True, kw_only=True):
+    id: int
+    module: str
+    version: int
+    target: str
+    state: str
+    wave: int = 0
+    message: str = ""
+    plan: dict[str, Any] = {}
+    created_by: str = ""
+    reason: str = ""
+    created_at: int = 0
+    finished_at: int = 0
+    waves: int = 1
+    counts: dict[str, int] = {}
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+
+class RolloutDetail(Rollout, frozen=True, kw_only=True):
+    devices: tuple[RolloutDevice, ...] = ()
+
+
+class Candidate(_Answer, frozen=True, kw_only=True):
+    """A device that a target matches; ``wave`` is −1 where it cannot run the version, ``obstacles`` say why."""
+
+    device: str
+    online: bool
+    wave: int
+    previous: int | None = None
+    obstacles: tuple[dict[str, str], ...] = ()
+
+
+class Preview(_Answer, frozen=True, kw_only=True):
+    """What a rollout would do now. ``waves`` has the number of devices of each."""
+
+    module: str
+    version: int
+    target: str
+    waves: tuple[int, ...]
+    unschedulable: int
+    candidates: tuple[Candidate, ...]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a rollout goes; what is left out is the hub's default.
+
+    ``waves``: numbers of devices (``"1"``, ``"10"``) or shares (``"25%"``), each with all before included; the last one
+    is everything, and is added where it is left out.
+    """
+
+    waves: tuple[str, ...] = ()
+    soak_s: float | None = None
+    wave_pause_s: float | None = None
+    failure_threshold: float | None = None
+    device_timeout_s: float | None = None
+    offline_timeout_s: float | None = None
+    on_failure: str | None = None
