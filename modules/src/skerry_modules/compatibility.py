@@ -7,14 +7,11 @@ where the device has said hello, what it really has.
 from __future__ import annotations
 
 import re
-from typing import Final
 
 import msgspec
 
 from skerry_modules.manifest import Manifest
 from skerry_modules.profiles import EngineSupport, Profile
-
-_ML_DOMAIN: Final = "ai.onnx.ml"
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,12 +90,7 @@ def _engine_obstacles(manifest: Manifest, model: ModelFacts, profile: Profile, h
 
 
 def _operator_obstacles(model: ModelFacts, engine: EngineSupport) -> list[Obstacle]:
-    refused = sorted(
-        operator
-        for operator in model.operators
-        if operator in engine.unsupported_operators
-        or (f"{_ML_DOMAIN}.*" in engine.unsupported_operators and operator.startswith(_ML_DOMAIN))
-    )
+    refused = sorted(operator for operator in model.operators if _refuses(engine, operator))
     found = []
     if refused:
         found.append(
@@ -112,6 +104,11 @@ def _operator_obstacles(model: ModelFacts, engine: EngineSupport) -> list[Obstac
             )
         )
     return found
+
+
+def _refuses(engine: EngineSupport, operator: str) -> bool:
+    domain, _, _ = operator.rpartition(".")
+    return operator in engine.unsupported_operators or (bool(domain) and f"{domain}.*" in engine.unsupported_operators)
 
 
 def python_fits(version: str, specifier: str) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from skerry_modules.errors import InputError
+from skerry_modules.manifest import EngineName
 
 FORMAT: Final = 1
+ENGINES: Final[tuple[str, ...]] = get_args(EngineName)
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,13 +26,17 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSupport(_Part, frozen=True, kw_only=True):
-    """An engine on this class: versions as a PEP 440 specifier, and the devices or providers it may use."""
+    """An engine on this class: versions as a PEP 440 specifier, and the devices or providers it may use.
+
+    ``environment`` is set in the agent before it starts the engine, where it is not set already.
+    """
 
     name: str
     versions: str = ""
     devices: tuple[str, ...] = ()  # e.g. CPU, GPU, NPU; CUDAExecutionProvider; the PYNQ board's name
     max_opset: int = 0  # 0: not limited by the profile
-    unsupported_operators: tuple[str, ...] = ()  # "ai.onnx.ml.TreeEnsembleClassifier" style
+    unsupported_operators: tuple[str, ...] = ()  # "ai.onnx.ml.Scaler"; "some.domain.*" for a whole domain
+    environment: dict[str, str] = {}
     note: str = ""
 
 
@@ -80,6 +86,10 @@ class Profile(_Part, frozen=True, kw_only=True):
     def engine(self, name: str) -> EngineSupport | None:
         return next((engine for engine in self.engines if engine.name == name), None)
 
+    def environment(self) -> dict[str, str]:
+        """What the engines of this class want set."""
+        return {name: value for engine in self.engines for name, value in engine.environment.items()}
+
 
 def parse(text: str, *, source: str = "profile") -> Profile:
     """Read one profile.
@@ -93,7 +103,28 @@ def parse(text: str, *, source: str = "profile") -> Profile:
         raise InputError("profile.invalid", f"cannot use the firmware profile {source}: {error}") from error
     if profile.format != FORMAT:
         raise InputError("profile.invalid", f"cannot use the firmware profile {source}: this version reads format 1")
+    for problem in problems(profile):
+        raise InputError("profile.invalid", f"cannot use the firmware profile {source}: {problem}")
     return profile
+
+
+def problems(profile: Profile) -> list[str]:
+    """What types alone cannot say."""
+    found = []
+    if not profile.sources or not all(profile.sources):
+        found.append("sources: name the documents that its facts come from")
+    if not profile.engines:
+        found.append("engines: at least one is needed")
+    names = [engine.name for engine in profile.engines]
+    found += [f"engines: {name!r} stands twice" for name in sorted(set(names)) if names.count(name) > 1]
+    found += [f"engines: {name!r} is not one of {', '.join(ENGINES)}" for name in names if name not in ENGINES]
+    if min(profile.cores, profile.memory_mb, profile.limits.memory_mb, profile.limits.disk_mb) <= 0:
+        found.append("cores, memory_mb, limits.memory_mb and limits.disk_mb must be above 0")
+    if profile.limits.memory_mb >= profile.memory_mb:
+        found.append("limits.memory_mb: modules must leave memory to the system and the agent")
+    if any(not 0 <= core < profile.cores for core in profile.limits.cpu_affinity):
+        found.append("limits.cpu_affinity: names a core that the class does not have")
+    return found
 
 
 def folder() -> Path:
