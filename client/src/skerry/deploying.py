@@ -82,8 +82,9 @@ def deploy(
     say(f"rollout {rollout.id} of {version.name}:{version.version} to {to}")
     on_change(rollout)
     if wait:
-        for rollout in hub.watch_rollout(rollout.id):  # noqa: B020 - the newest is what counts
-            on_change(rollout)
+        for newest in hub.watch_rollout(rollout.id):
+            on_change(newest)
+            rollout = newest
     return Deployment(version=version, rollout=rollout, existed=existed, notes=notes)
 
 
