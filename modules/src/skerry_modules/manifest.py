@@ -15,8 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 import msgspec
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from skerry_modules.errors import InputError
 from skerry_modules.tensors import DATATYPES, TensorSpec
@@ -129,6 +127,9 @@ def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
     Raises:
         InputError: ``manifest.unreadable`` with the line, or ``manifest.invalid`` with ``field`` and ``line``.
     """
+    import tomlkit  # a device reads manifests from a module's index, never from TOML: this stays out of its memory
+    from tomlkit.exceptions import TOMLKitError
+
     try:
         document = tomlkit.parse(text)
     except TOMLKitError as error:

@@ -6,13 +6,12 @@ simulator builds fleets from them. The files stand in ``firmware-profiles/`` and
 
 from __future__ import annotations
 
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Final, get_args
 
 import msgspec
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import EngineName
@@ -98,8 +97,8 @@ def parse(text: str, *, source: str = "profile") -> Profile:
         InputError: ``profile.invalid``.
     """
     try:
-        profile = msgspec.convert(tomlkit.parse(text).unwrap(), Profile)
-    except (TOMLKitError, msgspec.ValidationError) as error:
+        profile = msgspec.convert(tomllib.loads(text), Profile)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InputError("profile.invalid", f"cannot use the firmware profile {source}: {error}") from error
     if profile.format != FORMAT:
         raise InputError("profile.invalid", f"cannot use the firmware profile {source}: this version reads format 1")

@@ -15,14 +15,14 @@ import binascii
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from skerry_modules.errors import InputError, PeerError
+
+if TYPE_CHECKING:  # every message imports this file; only those who sign or verify need the library's 8 MB
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MODULE_TYPE: Final = "application/vnd.skerry.module-index.v1+json"
 DESIRED_TYPE: Final = "application/vnd.skerry.desired.v1+msgpack"
@@ -51,12 +51,16 @@ class SigningKey:
     """A private key in memory. ``sign`` is its only use."""
 
     def __init__(self, private: Ed25519PrivateKey, name: str = "") -> None:
+        from cryptography.hazmat.primitives import serialization
+
         self._private = private
         raw = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         self.public = PublicKey(key_id(raw), raw, name)
 
     @classmethod
     def generate(cls, name: str = "") -> SigningKey:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return cls(Ed25519PrivateKey.generate(), name)
 
     def sign(self, payload_type: str, payload: bytes) -> Signature:
@@ -64,6 +68,8 @@ class SigningKey:
 
     def save(self, path: Path) -> None:
         """Write the key as PKCS#8 PEM with mode 0600; refuses to overwrite."""
+        from cryptography.hazmat.primitives import serialization
+
         pem = self._private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -78,6 +84,9 @@ class SigningKey:
         Raises:
             InputError: ``trust.bad_key``.
         """
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         try:
             private = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
@@ -131,6 +140,9 @@ def verify(
     if not known:
         ids = ", ".join(signature.keyid for signature in signatures)
         raise PeerError("trust.unknown_key", f"cannot trust the signature by {ids}: add the publisher's key first")
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     message = pre_auth_encoding(payload_type, payload)
     for signature in known:
         key = trusted[signature.keyid]

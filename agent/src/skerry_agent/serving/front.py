@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import socket
 import stat
@@ -14,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
 from skerry_agent.serving.http import Exchange, HttpConnection
 from skerry_agent.serving.settings import ServingSettings
@@ -51,10 +51,7 @@ class HttpFront:
         self._servers: list[asyncio.Server] = []
         self._socket: Path | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        try:
-            self._agent = importlib.metadata.version("skerry")
-        except importlib.metadata.PackageNotFoundError:
-            self._agent = "0"
+        self._agent = installed("skerry")
 
     # -- listening
 
