@@ -53,6 +53,8 @@ class App:
         self.boot = os.urandom(8).hex()
         self._version = importlib.metadata.version("skerry")
         self._profile = wiring.load_profile(settings.device.profile)
+        for name, value in self._profile.environment().items():
+            os.environ.setdefault(name, value)  # engines start as children and inherit it
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._began = time.monotonic()

@@ -136,6 +136,13 @@ class Dispatch:
             times.append(self.head_since + self._run_limit_s)
         return min(times, default=None)
 
+    def take_waiting(self) -> list[Ticket]:
+        """Give away those that were not sent: another worker will take them up."""
+        left = [ticket for ticket in self.waiting if not ticket.done]
+        self.waiting.clear()
+        self._waiting_bytes = 0
+        return left
+
     def drop_all(self) -> list[Ticket]:
         """Give up on everything: those that still want an answer."""
         left = [ticket for ticket in (*self.flying.values(), *self.waiting) if not ticket.done]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from skerry_agent import engines
 from skerry_agent.ports import GoldenReport, VersionCounters
 from skerry_agent.serving import tensors
 from skerry_agent.serving.frames import Kind
@@ -73,6 +74,7 @@ class Plane:
         self._endpoints: dict[str, _Endpoint] = {}
         self._nurseries: dict[str, Nursery] = {}
         self._capture_rate = -1.0
+        self._closing = False
 
     @property
     def port(self) -> int:
@@ -96,6 +98,7 @@ class Plane:
 
     async def stop(self) -> None:
         """Let answers go out, then end all workers and zygotes."""
+        self._closing = True
         await self._front.stop()
         self._endpoints.clear()
         await asyncio.gather(*(self.unload(digest, drain_s=0.0) for digest in list(self._versions)))
@@ -118,6 +121,10 @@ class Plane:
         held = self._versions.get(digest)
         if held is not None and held.ready:
             return held.facts
+        await self._clear_device(digest, manifest.engine)
+        if held is not None and held.suspended:
+            held.suspended = False
+            return await self._start(held)
         if held is not None:
             await self.unload(digest, drain_s=0.0)
         nursery = self._nurseries.setdefault(manifest.engine, Nursery(manifest.engine, self.settings.zygote_timeout_s))
@@ -133,11 +140,32 @@ class Plane:
             capture_rate=self._capture_rate,
         )
         self._versions[digest] = made
+        return await self._start(made)
+
+    async def _start(self, version: Version) -> dict[str, Any]:
         try:
-            return await made.start()
+            return await version.start()
         except BaseException:
-            await self.unload(digest, drain_s=0.0)
+            await self.unload(version.digest, drain_s=0.0)
             raise
+
+    # -- engines whose device holds one version at a time (``ports.Engine.exclusive``)
+
+    async def _clear_device(self, digest: str, engine: str) -> None:
+        """Suspend the engine's other versions: their requests wait until routes change or they are resumed."""
+        if engines.get(engine).exclusive:
+            for rival in self._of(engine):
+                if rival.digest != digest and not rival.suspended:
+                    await rival.suspend(self.settings.drain_timeout_s)
+
+    def _restore_device(self, engine: str) -> None:
+        """Let the version before take the device again, if no other has it."""
+        held = self._of(engine)
+        if held and not self._closing and all(version.suspended for version in held):
+            held[-1].resume()
+
+    def _of(self, engine: str) -> list[Version]:
+        return [version for version in self._versions.values() if version.manifest.engine == engine]
 
     async def golden(self, digest: str, folder: Path, manifest: Manifest) -> GoldenReport:
         """Run the golden test in the worker. Cancelling it (a deadline) kills the worker.
@@ -183,7 +211,8 @@ class Plane:
         if self._versions.get(digest) is held:
             del self._versions[digest]
         engine = held.manifest.engine
-        if not any(version.manifest.engine == engine for version in self._versions.values()):
+        self._restore_device(engine)
+        if not self._of(engine):
             nursery = self._nurseries.pop(engine, None)
             if nursery is not None:
                 nursery.close()
@@ -234,7 +263,12 @@ class Plane:
         for _, version in live:
             version.admitted = True
         made = _Endpoint(tuple(route for route, _ in live), tuple(version for _, version in live))
+        before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
+        for version in before.versions if before is not None and live else ():
+            routed = any(version in other.versions for other in self._endpoints.values())
+            if version.suspended and not routed:
+                version.hand_over(made.choose())
 
     def is_ready(self) -> bool:
         """Whether every endpoint that has a version can score now."""

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 EXIT_NO_MEMORY: Final = 77  # as serving.worker says; importing that here would import numpy
 _CONTROL: Final = 1 << 63
 """Numbers of orders start here, so that they never meet those of requests."""
+_SUSPENDED: Final = "suspended"
 _MARKS: Final = 64
 """Quarantined bodies that are remembered."""
 
@@ -80,6 +81,7 @@ class Version:
         self.number = number
         self.ready = False
         self.stopping = False
+        self.suspended = False  # its device is lent to another version; requests wait
         self.admitted = False  # was routed once: clients may ask for this version by its number
         self.facts: dict[str, Any] = {}
         self._settings = settings
@@ -101,6 +103,7 @@ class Version:
         self._respawning: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._landed: asyncio.Event | None = None  # awaited by a suspend: nothing is with the worker any more
         self._marks: dict[bytes, None] = {}
         self._captures: list[Ticket] = []
         self._requests = self._errors = self._rejected = 0
@@ -120,15 +123,25 @@ class Version:
             return None
         ticket = Ticket(self._next, item, len(item.body), item.began + timeout)
         self._next += 1
+        return ticket if self._enqueue(ticket, timeout) else None
+
+    def _enqueue(self, ticket: Ticket, timeout: float) -> bool:
         if not self._dispatch.offer(ticket):
             self._rejected += 1
             text = f"cannot score now: {self._settings.queue_requests} requests wait; try again after a second"
-            item.reply(429, "scoring.overloaded", -1, oip.error_body(text))
-            return None
+            ticket.item.reply(429, "scoring.overloaded", -1, oip.error_body(text))
+            return False
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(timeout, self._look)
         self._pump()
-        return ticket
+        return True
+
+    def hand_over(self, other: Version) -> None:
+        """Let another version answer the requests that wait here."""
+        for ticket in self._dispatch.take_waiting():
+            ticket.number, ticket.kills = other._next, 0
+            other._next += 1
+            other._enqueue(ticket, max(0.0, ticket.deadline - time.monotonic()))
 
     def forget(self, ticket: Ticket) -> None:
         """Its client has left: do not score it if that has not begun."""
@@ -157,6 +170,8 @@ class Version:
             if ticket is not None:
                 self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
             self._pump()
+            if self._landed is not None and not self._dispatch.flying:
+                self._landed.set()
             if self._drained is not None and self._dispatch.idle and not self._drained.done():
                 self._drained.set_result(None)
         elif frame.kind == Kind.SAMPLE:
@@ -208,7 +223,7 @@ class Version:
             seconds = now - ticket.item.began
             text = f"cannot score within the deadline: {seconds:.3g} s have passed; ask less, or allow more time"
             self._finish(ticket, now, 503, "scoring.deadline", -1, oip.error_body(text))
-        if self._dispatch.hangs(now) and self.ready:
+        if self._dispatch.hangs(now) and (self.ready or self.suspended):
             self.kill("hang")
         when = self._dispatch.next_look()
         if when is not None:
@@ -323,6 +338,8 @@ class Version:
         was_ready, self.ready = self.ready, False
         for ticket in self._dispatch.crashed(self._settings.kill_limit):
             self._quarantine(ticket)
+        if self._landed is not None:
+            self._landed.set()
         if self.stopping:
             self._settle()
         elif was_ready:
@@ -341,7 +358,7 @@ class Version:
                 text += f"; it may have {min(self.manifest.resources.memory_mb, self._limits.memory_mb)} MB"
             for future in waiting:
                 future.set_exception(PeerError("install.load_failed", text))
-        if link.served and not self.stopping:
+        if link.served and not self.stopping and reason != _SUSPENDED:
             log.warning("worker of %s %s ended: %s%s", self.manifest.name, self.number, reason, lines)
             self._events.worker_exited(self.digest, reason, True)
 
@@ -374,6 +391,43 @@ class Version:
             body = struct.pack("<d", rate)
             self._link.send(frames.pack(Kind.CONFIGURE, 0, size=len(body)), body)
 
+    async def suspend(self, drain_s: float) -> None:
+        """Give the device back for a while: requests in flight end (at most ``drain_s``), the others wait."""
+        self.suspended, self.ready = True, False
+        await self._stop_respawning()
+        if self._dispatch.flying and self._link is not None:
+            self._landed = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._landed.wait()
+            self._landed = None
+        await self._flush()
+        for ticket in self._dispatch.crashed(self._settings.kill_limit):  # what did not end is sent again later
+            self._quarantine(ticket)
+        if self._link is not None:
+            self._link.killed_for = _SUSPENDED
+        self._close_link()
+
+    def resume(self) -> None:
+        """Take the device again, in the background, and go on with the requests that waited."""
+        self.suspended = False
+        self._failures = 0
+        self._respawning = asyncio.get_running_loop().create_task(self._respawn())
+
+    async def _stop_respawning(self) -> None:
+        if self._respawning is not None:
+            self._respawning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._respawning
+            self._respawning = None
+
+    async def _flush(self) -> None:
+        """Have the worker tell what it observed and has not told."""
+        if self._link is not None:
+            with contextlib.suppress(SkerryError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.call(Kind.FLUSH)
+
     async def stop(self, drain_s: float) -> None:
         """Let requests in flight end (at most ``drain_s``), then end the worker."""
         if drain_s > 0 and not self._dispatch.idle:
@@ -383,17 +437,12 @@ class Version:
                     await self._drained
         self.stopping = True
         self.ready = False
-        if self._respawning is not None:
-            self._respawning.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._respawning
+        await self._stop_respawning()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        if self._link is not None and drain_s > 0:
-            with contextlib.suppress(SkerryError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self.call(Kind.FLUSH)  # what it observed and has not told
+        if drain_s > 0:
+            await self._flush()
         self._settle()
         self._close_link()
 
