@@ -148,6 +148,15 @@ class Planner:
                 receiver.ready_at = now + self.settings.gather_s
                 receiver.progress_at = receiver.reported_at = now
 
+    def unpublished(self, publish: Publish, now: float) -> None:
+        """A decision could not be carried out: nothing of it flies."""
+        transfer = self._transfers.get(publish.digest)
+        if transfer is None:
+            return
+        for receiver in transfer.receivers.values():
+            receiver.land(receiver.flying & ~(1 << publish.part))
+            receiver.ready_at = max(receiver.ready_at, now + self.settings.gather_s)
+
     def forget(self, device: str) -> None:
         """The device is gone, or no longer wants anything."""
         for digest in list(self._transfers):

@@ -1,0 +1,312 @@
+"""From payloads to rows: what one batch of messages from devices means, before any of it is written.
+
+No I/O: :class:`Batch` takes messages one by one, judges each by :mod:`skerry_hub.rules.marks` and gathers rows. A
+message that cannot be taken becomes a :class:`Refusal`. Where its envelope is sound but its body is not, its number
+counts as taken all the same: the device would otherwise send it for ever, and nothing behind it would come through.
+
+An envelope is decoded with its body left raw, so that bodies are stored as they came.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from skerry_hub.rules.marks import Verdict, take
+from skerry_modules import messages
+from skerry_modules.errors import PeerError
+from skerry_modules.histogram import LOG2_EDGES, MAX_BINS
+from skerry_modules.manifest import is_name
+
+MAX_EPOCH_BYTES: Final = 32
+MAX_TEXT: Final = 4096
+"""Characters kept of a text that a device wrote for people."""
+
+_envelopes = msgspec.msgpack.Decoder(messages.Up[msgspec.Raw])
+_bodies: Final = {kind: msgspec.msgpack.Decoder(body) for kind, body in messages.BODIES.items()}
+_json = msgspec.json.Encoder()
+_LOG2_MIDDLES: Final = tuple(math.sqrt(low * high) for low, high in pairwise(LOG2_EDGES))
+_STREAMS: Final = frozenset(int(stream) for stream in messages.Stream)
+
+MarkKey = tuple[str, str, int]
+"""(device, epoch in hex, stream)."""
+
+
+class Item(NamedTuple):
+    """One message as it came: the device is the topic's."""
+
+    device: str
+    kind: str
+    payload: bytes
+    received_at: int
+
+
+class Refusal(NamedTuple):
+    """A message that was not taken as it stood."""
+
+    device: str
+    code: str
+    message: str
+    at: int
+
+
+class Patch(msgspec.Struct):
+    """Columns of one device's row to change; None leaves a column as it is."""
+
+    online: bool | None = None
+    boot: str | None = None
+    epoch: str | None = None
+    agent: str | None = None
+    facts: str | None = None
+    reported_revision: int | None = None
+    presence_at: int | None = None
+    seen_at: int | None = None
+
+
+class Batch:
+    """Rows of many messages.
+
+    Args:
+        marks: gives the committed mark of a stream: (mark, lost so far).
+        boot_of: gives the boot that a device last told of, or None for one that is not registered.
+    """
+
+    def __init__(self, marks: Callable[[MarkKey], tuple[int, int]], boot_of: Callable[[str], str | None]) -> None:
+        self._committed, self._boot_of = marks, boot_of
+        self.telemetry: list[tuple[Any, ...]] = []
+        self.health: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
+        self.samples: list[tuple[Any, ...]] = []
+        self.states: dict[str, tuple[messages.State, int]] = {}
+        self.patches: dict[str, Patch] = {}
+        self.hellos: dict[str, messages.Hello] = {}
+        self.marks: dict[MarkKey, tuple[int, int, int]] = {}  # mark, lost, at
+        self.spools: dict[tuple[str, str], int] = {}  # (device, epoch) -> messages, to be acknowledged
+        self.seen: dict[str, int] = {}  # devices that were heard of, and when
+        self.refusals: list[Refusal] = []
+        self.duplicates = 0
+        self.gaps = 0
+        self.lost = 0
+        self._takers: dict[str, Callable[[Item, int, bytes, Any], None]] = {
+            "telemetry": self._telemetry,
+            "health": self._health,
+            "event": self._event,
+            "sample": self._sample,
+            "state": self._state,
+            "result": self._result,
+        }
+
+    def add(self, item: Item) -> None:
+        """Take one message, or refuse it; raises nothing that a peer can cause."""
+        if self._boot_of(item.device) is None:
+            self._refuse(item, "device.unknown", "cannot take messages of a device that is not registered")
+            return
+        try:
+            if item.kind == "hello":
+                self._hello(item)
+            elif item.kind == "presence":
+                self._presence(item)
+            else:
+                self._spooled(item)
+        except PeerError as error:
+            self._refuse(item, error.code, error.message)
+        except Exception as error:
+            # Not a peer's doing, but one message of one device must not stop the fleet's.
+            self._refuse(item, "internal.bug", f"cannot take a {item.kind} message: {type(error).__name__}: {error}")
+
+    # -- messages in an envelope ------------------------------------------------------------------------------------
+
+    def _spooled(self, item: Item) -> None:
+        up = _open(item)
+        epoch = up.epoch.hex()
+        key = (item.device, epoch, up.stream)
+        mark, lost = self._mark(key)
+        verdict, mark, dropped = take(mark, up.seq, up.base)
+        if verdict is Verdict.TAKE:
+            # The number counts first: a body that is refused is not to come again.
+            self.marks[key] = (mark, lost + dropped, item.received_at)
+            self.lost += dropped
+        elif verdict is Verdict.DUPLICATE:
+            self.duplicates += 1
+        elif verdict is Verdict.GAP:
+            self.gaps += 1
+            return
+        else:
+            raise PeerError("message.malformed", "cannot take a message whose number is below its spool's base")
+        spool = (item.device, epoch)
+        self.spools[spool] = self.spools.get(spool, 0) + 1
+        self._heard(item)
+        if verdict is Verdict.TAKE:
+            self._body(item, up)
+
+    def _heard(self, item: Item) -> None:
+        self.seen[item.device] = item.received_at
+        patch = self.patches.get(item.device)
+        if patch is not None and patch.online is False:
+            patch.online = True  # it speaks after that last will, which was an older connection's
+
+    def _mark(self, key: MarkKey) -> tuple[int, int]:
+        here = self.marks.get(key)
+        return (here[0], here[1]) if here else self._committed(key)
+
+    def _body(self, item: Item, up: messages.Up[msgspec.Raw]) -> None:
+        limit = messages.MAX_BYTES[item.kind]
+        if len(item.payload) > limit:
+            raise PeerError(
+                "message.oversized",
+                f"cannot take a {item.kind} message of {len(item.payload)} bytes: the limit is {limit}",
+            )
+        try:
+            body = _bodies[item.kind].decode(up.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
+        self._takers[item.kind](item, up.at, up.body, body)
+
+    def _telemetry(self, item: Item, _at: int, raw: bytes, body: messages.Telemetry) -> None:
+        p50, p99 = quantiles(body.latency_us)
+        self.telemetry.append(
+            (
+                item.device,
+                body.module,
+                body.version,
+                body.endpoint,
+                body.start,
+                body.end,
+                body.requests,
+                body.errors,
+                body.rejected,
+                p50,
+                p99,
+                bytes(raw),
+            )
+        )
+
+    def _health(self, item: Item, at: int, raw: bytes, body: messages.Health) -> None:
+        row = (body.cpu_percent, body.memory_used, body.memory_total, body.disk_used, body.disk_total)
+        self.health.append((item.device, at, *row, body.temperature_c, bytes(raw)))
+
+    def _event(self, item: Item, at: int, _raw: bytes, body: messages.Event) -> None:
+        subject = (body.code[:200], body.message[:MAX_TEXT], body.module, body.version)
+        self._add_event(item, at, body.severity, subject, body.data)
+
+    def _result(self, item: Item, at: int, _raw: bytes, body: messages.Result) -> None:
+        severity = messages.Severity.INFO if body.ok else messages.Severity.ERROR
+        data = {"command": body.command, "ok": body.ok, **body.data}
+        subject = ((body.code or "command.done")[:200], body.message[:MAX_TEXT], "", 0)
+        self._add_event(item, at, severity, subject, data)
+
+    def _sample(self, item: Item, _at: int, raw: bytes, body: messages.Sample) -> None:
+        if not body.id or len(body.id) > 200 or not math.isfinite(body.probability):
+            raise PeerError("message.malformed", "cannot take a sample without an id of its own and a probability")
+        if not is_name(body.module) or body.version < 0:  # they become a path in the object store
+            raise PeerError("message.malformed", f"cannot take a sample of {body.module[:80]!r}: no module's name")
+        row = (body.id, item.device, body.module, body.version, body.digest, body.at, item.received_at)
+        self.samples.append((*row, body.reason[:MAX_TEXT], body.probability, bytes(raw), ""))
+
+    def _state(self, item: Item, _at: int, _raw: bytes, body: messages.State) -> None:
+        _same_device(item, body.device)
+        self.states[item.device] = (body, item.received_at)  # a snapshot: the last one of the batch stands
+        patch = self._patch(item)
+        patch.reported_revision = body.revision
+
+    # -- messages without one -----------------------------------------------------------------------------------------
+
+    def _hello(self, item: Item) -> None:
+        hello: messages.Hello = messages.decode("hello", item.payload)
+        _same_device(item, hello.device)
+        _check_epoch(hello.epoch)
+        patch = self._patch(item)
+        patch.online = True
+        patch.boot, patch.epoch, patch.agent = hello.boot, hello.epoch.hex(), hello.agent
+        patch.facts = _json.encode(hello.facts).decode()
+        patch.reported_revision = hello.revision
+        self.hellos[item.device] = hello
+        self.spools.setdefault((item.device, hello.epoch.hex()), 0)
+
+    def _presence(self, item: Item) -> None:
+        if not item.payload:  # a retained message that somebody cleared
+            return
+        said: messages.Presence = messages.decode("presence", item.payload)
+        patch = self._patch(item)
+        boot = patch.boot or self._boot_of(item.device)
+        if not said.online and said.boot and boot and said.boot != boot:
+            return  # the last will of a boot before this one
+        patch.online = said.online
+        patch.presence_at = item.received_at
+        if said.online and said.boot:
+            patch.boot = said.boot
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _patch(self, item: Item) -> Patch:
+        patch = self.patches.get(item.device)
+        if patch is None:
+            patch = self.patches[item.device] = Patch()
+        patch.seen_at = item.received_at
+        return patch
+
+    def _add_event(
+        self, item: Item, at: int, severity: messages.Severity, subject: tuple[str, str, str, int], data: dict[str, Any]
+    ) -> None:
+        text = _json.encode(data).decode()
+        self.events.append((item.device, at, item.received_at, severity.value, *subject, text))
+
+    def _refuse(self, item: Item, code: str, message: str) -> None:
+        self.refusals.append(Refusal(item.device, code, message, item.received_at))
+
+
+def _open(item: Item) -> messages.Up[msgspec.Raw]:
+    try:
+        up = _envelopes.decode(item.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
+    if up.v != messages.FORMAT:
+        raise PeerError(
+            "message.unsupported_version", f"cannot read a {item.kind} message of format {up.v}: update the hub"
+        )
+    if up.stream not in _STREAMS:
+        raise PeerError("message.malformed", f"cannot take a message of the stream {up.stream}: there is none")
+    _check_epoch(up.epoch)
+    return up
+
+
+def _check_epoch(epoch: bytes) -> None:
+    if not 0 < len(epoch) <= MAX_EPOCH_BYTES:
+        raise PeerError("message.malformed", f"cannot take a spool's epoch of {len(epoch)} bytes: use 1 to 32")
+
+
+def _same_device(item: Item, said: str) -> None:
+    if said != item.device:
+        raise PeerError(
+            "message.wrong_device",
+            f"cannot take a {item.kind} message of {said[:80]!r} on the topic of {item.device!r}",
+        )
+
+
+def quantiles(latency: messages.Distribution) -> tuple[float, float]:
+    """Estimates of the median and the 99th percentile in µs, from a distribution over the log2 edges; −1: none.
+
+    The middle of the bin that holds the rank, within what was seen. Other edges are not latency: −1.
+    """
+    counts = latency.counts
+    if latency.edges or len(counts) >= len(LOG2_EDGES) or len(counts) > MAX_BINS:
+        return -1.0, -1.0
+    sums = list(accumulate(counts, initial=latency.below))
+    total = sums[-1] + latency.above
+    if total <= 0:
+        return -1.0, -1.0
+    return _ranked(sums, latency, 0.5 * total), _ranked(sums, latency, 0.99 * total)
+
+
+def _ranked(sums: list[int], latency: messages.Distribution, rank: float) -> float:
+    place = bisect_left(sums, rank)
+    if place == 0:
+        return latency.minimum
+    if place >= len(sums):
+        return latency.maximum
+    return min(max(_LOG2_MIDDLES[place - 1], latency.minimum), latency.maximum)
