@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from skerry_agent import settings as agent_settings
+from skerry_hub import settings as hub_settings
 from skerry_modules.errors import CODES
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +56,50 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"docs/errors.md": errors_page}
+def settings_page() -> str:
+    """docs/settings.md: every setting of hub and agent, with unit, default and variable."""
+    lines = [
+        "# Settings",
+        "",
+        "This page is written from the code by `scripts/reference.py`; `skerry-hub settings` and",
+        "`skerry-agent settings` print the same. Sizes are in bytes and times in seconds where no unit is given.",
+        "",
+        "## Hub",
+        "",
+        "Flags of `skerry-hub serve` win over environment variables, and these over defaults.",
+        "",
+        "| flag | variable | default | unit | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{one.flag}` | `{one.variable}` | {_value(one.default)} | {one.unit} | {_cell(one.help)} |"
+        for one in hub_settings.describe()
+    ]
+    lines += [
+        "",
+        "## Agent",
+        "",
+        "`--set section.name=value` wins over environment variables, these over the configuration file, this over",
+        "defaults. `skerry devices add` writes the file. `sources[]` are tables, `[[sources]]`, as many as wanted.",
+        "",
+        "| setting | variable | default | unit | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for each in agent_settings.catalogue():
+        env = f"`{each.env}`" if each.env else ""
+        lines.append(f"| `{each.name}` | {env} | {_value(each.default)} | {each.unit} | {_cell(each.help)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(default: object) -> str:
+    return "" if default in ("", None, ()) else f"`{default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+PAGES = {"docs/errors.md": errors_page, "docs/settings.md": settings_page}
 
 
 def main() -> None:
