@@ -12,20 +12,23 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
 from fastapi import FastAPI
 from sqlmodel import Session
 
+from skerry_hub import broker as brokers
 from skerry_hub import desired, devices, keys
+from skerry_hub.broker import Broker
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
 from skerry_hub.lease import Lease
 from skerry_hub.objects import FolderStore, ObjectStore
 from skerry_hub.rollouts import RolloutEngine
+from skerry_hub.samples import CompactSettings
 from skerry_hub.settings import Settings
+from skerry_hub.streaming import Streaming, StreamingSettings
 from skerry_hub.tables import Device
-from skerry_modules import topics, trust
+from skerry_modules import trust
 from skerry_modules.errors import ResourceError, SkerryError
 
 log = logging.getLogger(__name__)
@@ -41,11 +44,8 @@ class Hub:
         self.key: trust.SigningKey
         self.objects: ObjectStore
         self.rollouts = RolloutEngine(self.db, self.bus, self.publish_desired)
-        self.broker: Any = None
-        self.link: Any = None
-        self.ingest: Any = None
-        self.delivery: Any = None
-        self.missing: list[str] = []
+        self.broker: Broker = brokers.choose(settings)
+        self.streaming: Streaming | None = None  # until the hub has started
         self.failure: SkerryError | None = None  # why it could not start, or had to stop by itself
         self._lease = Lease(self.db, self.address, seconds=settings.lease_s, on_lost=self._stop_process)
         self._tasks: list[asyncio.Task[None]] = []
@@ -57,13 +57,9 @@ class Hub:
         return f"http://{host}:{self.settings.port}"
 
     @property
-    def broker_url(self) -> str:
-        """The broker as devices reach it."""
-        return self.settings.broker_public_url or (self.broker.public_url if self.broker else self.settings.broker)
-
-    @property
     def connected(self) -> bool:
-        return bool(self.link and self.link.connected)
+        """Whether the hub speaks with the broker now."""
+        return self.streaming is not None and self.streaming.link.connected
 
     def open(self) -> None:
         """Folder, key, database and lease: what can refuse a start with a clear word.
@@ -86,8 +82,13 @@ class Hub:
         self._opened = True
 
     async def start(self) -> None:
+        """Open, then start every part in order.
+
+        Raises:
+            SkerryError: as :meth:`open`, and what the broker says (``resource.*``).
+        """
         await asyncio.to_thread(self.open)
-        self.bus.reopen()
+        await asyncio.to_thread(self._start_streaming)
         self._tasks = [asyncio.create_task(self.rollouts.run(), name="rollouts")]
 
     async def stop(self) -> None:
@@ -97,41 +98,57 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await asyncio.to_thread(self._stop_streaming)
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
+        """Undo :meth:`open`."""
         self._lease.release()
         self.db.close()
         self._opened = False
 
     def publish_desired(self, device_ids: Iterable[str]) -> None:
-        """Send devices their documents, retained; call it after the commit. A device without one is cleared.
-
-        A publication that is lost does no harm: a device that says hello is answered with its document.
-        """
-        if self.link is None:
-            return
-        with self.db.read() as session:
-            documents = {device: desired.document(session, device) for device in device_ids}
-        for device, payload in documents.items():
-            self.link.publish(topics.down(device, "desired"), payload or b"", qos=1, retain=True)
+        """Send devices their documents, soon; call it after the commit. A device that has none any more is cleared."""
+        if self.streaming is not None:
+            self.streaming.publish_desired(device_ids)
 
     def refresh_credentials(self) -> None:
-        """Tell the broker which devices may connect; call it after the commit."""
-        if self.broker is None:
-            return
+        """Tell the broker, and the ingest, which devices there are; call it after the commit."""
         with self.db.read() as session:
             self.broker.set_credentials(devices.credentials(session))
+        if self.streaming is not None:
+            self.streaming.ingest.forget_devices()
 
     def device_config(self, session: Session, device: Device, password: str) -> str:
         """The agent's configuration (TOML) for a device with this password."""
         return devices.config_text(
             device,
             password,
-            broker=self.broker_url,
+            broker=self.broker.public_url,
             hub_key=self.key.public.text(),
             publishers=[key.text() for key in keys.publishers(session).values()],
         )
+
+    def _start_streaming(self) -> None:
+        settings = self.settings
+        self.broker.start()
+        self.refresh_credentials()
+        kept = StreamingSettings(
+            telemetry_days=settings.telemetry_days,
+            health_days=settings.health_days,
+            events_days=settings.events_days,
+            offline_s=settings.device_offline_s,
+            compact_s=settings.samples_every_s,
+            compact=CompactSettings(min_rows=settings.samples_min_rows, max_age_s=settings.samples_max_age_s),
+        )
+        self.streaming = Streaming(self.db, self.objects, self.bus, self.broker, settings=kept)
+        self.streaming.start()
+
+    def _stop_streaming(self) -> None:
+        if self.streaming is not None:
+            self.streaming.stop()
+            self.streaming = None
+        self.broker.stop()
 
     def _stop_process(self) -> None:
         """The lease is lost: end as if asked to, since another hub may run on the database by now."""
@@ -144,7 +161,7 @@ class Hub:
 
 def create_app(settings: Settings) -> FastAPI:
     """The web application. Its lifespan starts and stops the hub in ``app.state.hub``."""
-    from skerry_hub import api
+    from skerry_hub import api, console
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -159,5 +176,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     hub = Hub(settings)
     app = api.create(settings, lifespan)
+    console.mount(app)
     app.state.hub = hub
     return app

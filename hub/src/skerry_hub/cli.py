@@ -103,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _announce(hub: Any) -> None:
     """Printed once the hub serves: where people go, and what devices connect to."""
     where = hub.address.replace("0.0.0.0", socket.gethostname())  # noqa: S104 - replaced, not listened on
-    sys.stdout.write(f"Console   {where}\nAPI       {where}/api/v1\nBroker    {hub.broker_url}\n")
+    sys.stdout.write(f"Console   {where}\nAPI       {where}/api/v1\nBroker    {hub.broker.public_url}\n")
     sys.stdout.write(f"Database  {hub.db}\nStop with Ctrl-C.\n")
     sys.stdout.flush()
 

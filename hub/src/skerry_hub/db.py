@@ -2,7 +2,7 @@
 
 Rules:
 
-* :meth:`Database.session` is a transaction that may write. On SQLite it takes the write lock at its start (BEGIN
+* :meth:`Database.session` is a transaction that may write. On SQLite its first statement takes the write lock (BEGIN
   IMMEDIATE): a transaction that reads first and writes later would otherwise fail with "database is locked" whenever
   another one wrote in between, and no waiting helps it.
 * :meth:`Database.read` is a transaction that must not write; on SQLite it never waits for a writer (WAL).
@@ -15,6 +15,7 @@ Not handled here: what the rows mean (the services), and who may open the databa
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,8 @@ def _sqlite(url: URL, busy_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        _write_ahead(cursor, busy_s)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -133,6 +135,19 @@ def _sqlite(url: URL, busy_s: float) -> Engine:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _write_ahead(cursor: Any, busy_s: float) -> None:
+    """Switch a new database to WAL. SQLite does not wait here while another hub switches it: so we do."""
+    end = time.monotonic() + busy_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.01)
 
 
 def _postgresql(url: URL, pool: int) -> Engine:
@@ -151,9 +166,11 @@ def _speaking_our_errors(database: Database) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
+        problem = _first_line(error)
+        held = "database is locked" in problem
+        advice = "stop the other program that writes to it" if held else "check that it runs and that the URL is right"
         raise ResourceError(
-            "resource.database_unreachable",
-            f"cannot reach the database {database}: {_first_line(error)}; check that it runs and that the URL is right",
+            "resource.database_unreachable", f"cannot reach the database {database}: {problem}; {advice}"
         ) from error
 
 

@@ -73,7 +73,13 @@ class Settings:
     object_grace_s: float = _setting(3600.0, "s", "How old an unreferenced object must be before it is collected")
     stream_keepalive_s: float = _setting(15.0, "s", "Silence on the event stream after which a comment is sent")
     shutdown_s: float = _setting(3.0, "s", "How long a stopping hub waits for open requests")
-    rollout_tick_s: float = _setting(1.0, "s", "How often running rollouts are looked at when nothing happens")
+    telemetry_days: float = _setting(30.0, "days", "How long telemetry is kept; 0: for ever")
+    health_days: float = _setting(14.0, "days", "How long devices' health is kept; 0: for ever")
+    events_days: float = _setting(90.0, "days", "How long events are kept; 0: for ever")
+    device_offline_s: float = _setting(300.0, "s", "A device that said nothing for so long counts as offline")
+    samples_every_s: float = _setting(60.0, "s", "How often captured samples are looked at to be written as Parquet")
+    samples_min_rows: int = _setting(200, "rows", "Samples of a version and day that are written at once; fewer wait …")
+    samples_max_age_s: float = _setting(300.0, "s", "… but no sample waits longer than this")
 
     def __post_init__(self) -> None:
         for name in ("port", "broker_port"):
@@ -81,8 +87,11 @@ class Settings:
                 raise _invalid(name, getattr(self, name), "use 0 to 65535")
         for info in dataclasses.fields(self):
             value = getattr(self, info.name)
-            if isinstance(value, int | float) and not info.name.endswith("port") and not value > 0:
-                raise _invalid(info.name, value, "it must be above 0")
+            if isinstance(value, int | float) and not info.name.endswith("port"):
+                if info.name.endswith("_days") and value < 0:
+                    raise _invalid(info.name, value, "it must be 0 or more")
+                if not info.name.endswith("_days") and not value > 0:
+                    raise _invalid(info.name, value, "it must be above 0")
         if self.page_size > self.page_max:
             raise _invalid("page_size", self.page_size, f"it must be at most page_max ({self.page_max})")
 

@@ -12,12 +12,12 @@ import httpx
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from support.processes import wait_until
 
 from skerry_hub.app import Hub, create_app
 from skerry_hub.server import Server
 from skerry_hub.settings import Settings
 from skerry_modules import package, trust
+from support.processes import wait_until
 
 MANIFEST = """
 format = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -19,10 +18,8 @@ from skerry_hub.auth import Guard
 from skerry_hub.settings import Settings
 from skerry_modules.errors import SkerryError
 
-log = logging.getLogger(__name__)
-
 PREFIX: Final = "/api/v1"
-PARTS: Final = ("models", "devices", "rollouts", "samples", "events", "system")
+PARTS: Final = ("models", "devices", "rollouts", "samples", "events", "system", "reference")
 
 DESCRIPTION: Final = """
 Register models, roll them out to devices, and watch them.
@@ -49,14 +46,7 @@ def create(settings: Settings, lifespan: Any) -> FastAPI:
     )
     problems.install(app)
     for part in PARTS:
-        try:
-            module = importlib.import_module(f"skerry_hub.api.{part}")
-        except ModuleNotFoundError as error:
-            if error.name != f"skerry_hub.api.{part}":
-                raise
-            log.warning("this hub runs without its API part %s", part)
-            continue
-        app.include_router(module.router, prefix=PREFIX)
+        app.include_router(importlib.import_module(f"skerry_hub.api.{part}").router, prefix=PREFIX)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limit=settings.body_max_bytes)
     app.add_middleware(_Guarded, settings=settings)

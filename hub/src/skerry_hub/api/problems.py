@@ -15,13 +15,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
+from skerry_hub.console.errors import error_page, wants_html
 from skerry_modules.errors import CODES, BugError, InputError, PeerError, ResourceError, SkerryError
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 DOCS: Final = "/api/v1/errors/"
+METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 _STATUS: Final[dict[str, HTTPStatus]] = {
     "module.unknown": HTTPStatus.NOT_FOUND,
@@ -99,8 +102,13 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         ours = translate(error)
+        if ours.code == "request.method_not_allowed":
+            ours = _method_not_allowed(request)
         if isinstance(ours, BugError):
             log.error("cannot answer %s %s", request.method, request.url.path, exc_info=error)
+        if wants_html(request):
+            status = status_of(ours)
+            return error_page(request, status=status.value, code=ours.code, message=ours.message)
         return response(ours, request.url.path)
 
     for kind in (SkerryError, RequestValidationError, HTTPException, Exception):
@@ -126,14 +134,24 @@ def _http(error: HTTPException) -> SkerryError:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return InputError("request.not_found", "cannot find anything at this address; see /api/v1/docs")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allow = (error.headers or {}).get("Allow", "")
-        return InputError(
-            "request.method_not_allowed",
-            f"cannot do this here: the address takes {allow}; see /api/v1/docs",
-            allow=allow,
-        )
+        return InputError("request.method_not_allowed", "cannot do this here; see /api/v1/docs")
     if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return InputError("request.too_large", f"cannot take this request: {error.detail}")
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return InputError("request.invalid", f"cannot use this request: {error.detail}; see /api/v1/docs")
     return BugError("internal.bug", f"cannot answer this request: {error.detail}")
+
+
+def _method_not_allowed(request: Request) -> InputError:
+    """Names every method of the address: the framework knows only those of the first route that it met."""
+    allowed = []
+    for method in METHODS:
+        scope = {**request.scope, "method": method, "path_params": {}}
+        if any(route.matches(scope)[0] == Match.FULL for route in request.app.routes):
+            allowed.append(method)
+    allow = ", ".join(allowed)
+    return InputError(
+        "request.method_not_allowed",
+        f"cannot {request.method} here: the address takes {allow}; see /api/v1/docs",
+        allow=allow,
+    )

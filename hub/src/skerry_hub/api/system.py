@@ -34,7 +34,6 @@ class StatusView(BaseModel):
     devices_online: int
     models: int
     rollouts_active: int
-    missing: list[str] = Field(description="Parts that this installation runs without; empty in a whole one")
 
 
 class KeyView(BaseModel):
@@ -66,13 +65,12 @@ def status(hub: HubOf) -> StatusView:
         version=installed_version("skerry"),
         hub_key=hub.key.public.text(),
         database=str(hub.db),
-        broker=hub.broker_url,
+        broker=hub.broker.public_url,
         broker_connected=hub.connected,
         devices=total,
         devices_online=online,
         models=models,
         rollouts_active=rollouts,
-        missing=list(hub.missing),
     )
 
 

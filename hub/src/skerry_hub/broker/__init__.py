@@ -22,12 +22,23 @@ from skerry_modules.errors import InputError, ResourceError
 class BrokerSettings(Protocol):
     """What :func:`choose` reads of the hub's settings."""
 
-    broker: str
-    broker_host: str
-    broker_port: int
-    broker_public_url: str
-    broker_username: str
-    broker_password: str
+    @property
+    def broker(self) -> str: ...
+
+    @property
+    def broker_host(self) -> str: ...
+
+    @property
+    def broker_port(self) -> int: ...
+
+    @property
+    def broker_public_url(self) -> str: ...
+
+    @property
+    def broker_username(self) -> str: ...
+
+    @property
+    def broker_password(self) -> str: ...
 
     @property
     def data_folder(self) -> Path: ...
