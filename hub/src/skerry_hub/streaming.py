@@ -52,6 +52,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, kw_only=True):
     prune_s: float = 600.0
     prune_rows: int = 5000  # rows deleted in one transaction: other writers must not wait long
     compact_s: float = 60.0
+    compact: samples.CompactSettings = samples.CompactSettings()
     publish_wait_s: float = 2.0
 
 
@@ -270,7 +271,7 @@ class Streaming:
 
     def compact(self, *, due_only: bool = False) -> int:
         """Make Parquet of captured samples, all of them or those that waited long enough; returns the rows moved."""
-        moved = samples.compact(self._db, self._objects, now=now_ms() if due_only else 0)
+        moved = samples.compact(self._db, self._objects, self.settings.compact, now=now_ms() if due_only else 0)
         if moved:
             self._bus.publish("samples")
         return moved
