@@ -74,7 +74,10 @@ class Zygote:
             self._reap()
         if control not in ready:
             return True
-        data, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 2)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 2)
+        except ConnectionResetError:  # the agent left without reading our last words
+            return False
         if not data:
             return False
         match _orders.decode(data):
