@@ -93,7 +93,7 @@ def device_filter(query: TagQuery) -> ColumnElement[bool]:
 
 
 def version_filter(query: TagQuery) -> ColumnElement[bool]:
-    """The query as a condition on ``modelversion``."""
+    """The query as a condition on ``model_version``."""
     conditions: list[ColumnElement[bool]] = [true()]
     conditions += [
         exists().where(

@@ -26,6 +26,7 @@ class Model(SQLModel, table=True):
 class ModelVersion(SQLModel, table=True):
     """One registered module. ``digest`` is the SHA-256 of the index; the index and files are in the object store."""
 
+    __tablename__ = "model_version"
     name: str = Field(primary_key=True, foreign_key="model.name")
     version: int = Field(primary_key=True)
     digest: str = Field(index=True)

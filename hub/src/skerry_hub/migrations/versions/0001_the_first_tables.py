@@ -257,7 +257,7 @@ def upgrade() -> None:
         batch_op.create_index("device_tag_by_value", ["key", "value"], unique=False)
 
     op.create_table(
-        "modelversion",
+        "model_version",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
@@ -281,8 +281,8 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("name", "version"),
     )
-    with op.batch_alter_table("modelversion", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_modelversion_digest"), ["digest"], unique=False)
+    with op.batch_alter_table("model_version", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_model_version_digest"), ["digest"], unique=False)
 
     op.create_table(
         "rollout_device",
@@ -314,10 +314,10 @@ def downgrade() -> None:
         batch_op.drop_index("rollout_device_by_device")
 
     op.drop_table("rollout_device")
-    with op.batch_alter_table("modelversion", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_modelversion_digest"))
+    with op.batch_alter_table("model_version", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_model_version_digest"))
 
-    op.drop_table("modelversion")
+    op.drop_table("model_version")
     with op.batch_alter_table("device_tag", schema=None) as batch_op:
         batch_op.drop_index("device_tag_by_value")
 
