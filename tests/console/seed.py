@@ -80,16 +80,16 @@ def seed(engine: Engine, now: int, *, devices: int = 60, minutes: int = 60) -> N
         put(t.DeviceTag, [{"device": row["id"], "key": k, "value": v} for row, tags in fleet for k, v in tags.items()])
         for table, rows in _models(now).items():
             put(table, rows)
-        put(t.DeviceModule, _modules(rng, now, fleet))
-        put(t.Assignment, _assignments(now, fleet))
         rollouts, progress = _rollouts(now, fleet)
+        put(t.DeviceModule, _modules(now, fleet, progress))
+        put(t.Assignment, _assignments(now, fleet))
         put(t.Rollout, rollouts)
         put(t.RolloutDevice, progress)
         put(t.HealthRow, _health(rng, now, fleet, minutes))
         put(t.TelemetryRow, _telemetry(rng, now, fleet, minutes))
         put(t.EventRow, _events(now, fleet))
         put(t.SampleRow, _samples(rng, now, fleet))
-        put(t.Audit, _audit(now, fleet))
+        put(t.Audit, _audit(now, fleet, rollouts, progress))
 
 
 def _devices(rng: random.Random, now: int, count: int) -> list[tuple[dict[str, Any], dict[str, str]]]:
@@ -238,52 +238,43 @@ def _module(
     }
 
 
-def _modules(rng: random.Random, now: int, fleet: list[Any]) -> list[dict[str, Any]]:
+STEPS = ("download", "verify", "golden", "soak")
+
+
+def _modules(now: int, fleet: list[Any], progress: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What devices report, in step with the rollouts: see ``_rollouts``."""
     rows = []
+    way = {line["device"]: line for line in progress if line["rollout"] >= 4 and line["step"] != "skipped"}
     for index, (device, tags) in enumerate(fleet):
         name = device["id"]
         if tags["kind"] == "fpga":
             rows.append(_module(now, name, "digits-fpga", 1, "Healthy", "serve", "current"))
             continue
-        if index in (4, 20):
-            rows.append(
-                _module(
-                    now,
-                    name,
-                    "digits",
-                    4,
-                    "Failed",
-                    "golden",
-                    "candidate",
-                    since=now - 11 * MINUTE,
-                    reason="install.golden_failed",
-                    message="17 of 64 golden cases differ in probabilities, by up to 0.31 where 0.0001 is allowed",
-                )
-            )
-        elif index % 9 == 2:
-            rows.append(
-                _module(
-                    now,
-                    name,
-                    "digits",
-                    4,
-                    "Transitioning",
-                    rng.choice(("download", "soak", "load")),
-                    "candidate",
-                    since=now - 40_000,
-                    progress=round(rng.random(), 2),
-                )
-            )
-        rows.append(_module(now, name, "digits", 3, "Healthy", "serve", "current"))
-        rows.append(_module(now, name, "digits", 2, "Healthy", "", "last-good"))
+        line = way.get(name, {"step": "pending", "reason": "", "message": ""})
+        new = line["step"] == "succeeded"
+        rows.append(_module(now, name, "digits", 4 if new else 3, "Healthy", "serve", "current"))
+        rows.append(_module(now, name, "digits", 3 if new else 2, "Healthy", "", "last-good"))
+        if line["step"] == "assigned":
+            step = STEPS[index % 4]
+            more = {"since": now - 40_000, "progress": 0.15 + index % 7 / 10, "revision": 13}
+            rows.append(_module(now, name, "digits", 4, "Transitioning", step, "candidate", **more))
+        elif line["step"] in ("failed", "rolled-back"):
+            why = {"reason": line["reason"], "message": line["message"], "since": line["finished_at"]}
+            rows.append(_module(now, name, "digits", 4, "Failed", "golden", "candidate", **why))
         if tags["kind"] == "press":
-            broken = (
-                {"reason": "run.crash_loop", "message": "the worker crashed 5 times in 60 s (signal 11)"}
-                if index == 12
-                else {}
-            )
+            broken = {"reason": "run.crash_loop", "message": "the worker crashed 5 times in 60 s (signal 11)"}
+            bad = index == 12
             rows.append(
-                _module(now, name, "vibration", 2, "Unhealthy" if broken else "Healthy", "serve", "current", **broken)
+                _module(
+                    now,
+                    name,
+                    "vibration",
+                    2,
+                    "Unhealthy" if bad else "Healthy",
+                    "serve",
+                    "current",
+                    **(broken if bad else {}),
+                )
             )
     return rows
 
@@ -322,7 +313,7 @@ PLAN = {
     "waves": [{"count": 2}, {"percent": 30.0}, {"percent": 100.0}],
     "soak_s": 60.0,
     "wave_pause_s": 0.0,
-    "failure_threshold": 0.1,
+    "failure_threshold": 0.5,
     "device_timeout_s": 3600.0,
     "offline_timeout_s": 86400.0,
     "on_failure": "rollback",
@@ -330,34 +321,28 @@ PLAN = {
 
 
 def _rollouts(now: int, fleet: list[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    names = [device["id"] for device, tags in fleet if tags["kind"] != "fpga"]
-    boards = [device["id"] for device, tags in fleet if tags["kind"] == "fpga"]
-    presses = [device["id"] for device, tags in fleet if tags["kind"] == "press"]
+    def matching(key: str, value: str) -> list[str]:
+        wanted = [device["id"] for device, tags in fleet if tags.get(key) == value and tags["kind"] != "fpga"]
+        return wanted if key != "kind" else [device["id"] for device, tags in fleet if tags["kind"] == value]
+
+    everything = [device["id"] for device, tags in fleet if tags["kind"] != "fpga"]
+    why_back = "2 of 2 devices of wave 1 failed; 50 % may"
     shapes: list[tuple[str, int, str, str, int, list[str], str, str]] = [
-        ("digits", 3, "*", "succeeded", 2, names, "", "weekly model"),
-        ("digits-fpga", 1, "kind=fpga", "succeeded", 2, boards, "", "first version on the boards"),
+        ("digits", 3, "*", "succeeded", 2, everything, "", "weekly model"),
+        ("digits-fpga", 1, "kind=fpga", "succeeded", 2, matching("kind", "fpga"), "", "first version on the boards"),
         (
             "vibration",
             2,
             "kind=press",
             "aborted",
             1,
-            presses,
-            "stopped by mira: wrong calibration file",
+            matching("kind", "press"),
+            "wrong calibration file",
             "fewer false alarms",
         ),
-        (
-            "digits",
-            4,
-            "site=plant-3",
-            "rolled-back",
-            0,
-            names[:18],
-            "2 of 2 devices of wave 1 failed; the threshold is 10 %",
-            "night images",
-        ),
-        ("digits", 4, "site=harbour", "paused", 1, names[18:36], "", "night images, second try"),
-        ("digits", 4, "site=lab", "running", 1, names[36:], "", "night images, the lab first"),
+        ("digits", 4, "site=plant-3", "rolled-back", 0, matching("site", "plant-3"), why_back, "night images"),
+        ("digits", 4, "site=harbour", "paused", 1, matching("site", "harbour"), "", "night images, second try"),
+        ("digits", 4, "site=lab", "running", 1, matching("site", "lab"), "", "night images, the lab first"),
     ]
     rollouts, progress = [], []
     for number, (module, version, target, state, wave, members, message, reason) in enumerate(shapes, start=1):
@@ -393,7 +378,7 @@ def _progress(rollout: int, state: str, device: str, wave: int, place: int, star
         if wave == 0:
             reason, message = (
                 "install.golden_failed",
-                "17 of 64 golden cases differ: largest difference 0.31 where 0.0001 is allowed",
+                "17 of 64 golden cases differ, by up to 0.31 where 0.0001 is allowed",
             )
     elif state == "aborted":
         step = "succeeded" if wave == 0 else "rolled-back" if place % 2 else "skipped"
@@ -582,27 +567,34 @@ def _samples(rng: random.Random, now: int, fleet: list[Any]) -> list[dict[str, A
     return rows
 
 
-def _audit(now: int, fleet: list[Any]) -> list[dict[str, Any]]:
-    actions = [
-        ("mira", "rollout.create", "rollout:6", "night images, the lab first"),
-        ("mira", "rollout.pause", "rollout:5", "waiting for the night shift"),
-        ("system", "rollout.rolled_back", "rollout:4", "2 of 2 devices of wave 1 failed"),
-        ("jonas", "version.register", "digits:4", "retrained with harbour night images"),
-        ("jonas", "device.register", fleet[-1][0]["id"], "new camera on line 4"),
-        ("mira", "key.add", "ed25519:4f0c9a1b", "Jonas's signing key"),
-        ("jonas", "rollout.wave", "rollout:6", "wave 2 began: 4 devices"),
-    ]
-    rows = []
-    for index in range(80):
-        actor, action, subject, reason = actions[index % len(actions)]
+def _audit(now: int, fleet: list[Any], rollouts: list[dict[str, Any]], progress: list[dict[str, Any]]) -> list[Any]:
+    rows: list[dict[str, Any]] = []
+
+    def note(at: int, actor: str, action: str, subject: str, reason: str = "", **data: Any) -> None:
         rows.append(
-            {
-                "at": now - (80 - index) * 9 * MINUTE,
-                "actor": actor,
-                "action": action,
-                "subject": subject,
-                "reason": reason,
-                "data": "{}",
-            }
+            {"at": at, "actor": actor, "action": action, "subject": subject, "reason": reason, "data": json.dumps(data)}
         )
-    return rows
+
+    note(now - 40 * 1440 * MINUTE, "mira", "key.add", "ed25519:4f0c9a1b", "Jonas's signing key")
+    for device, _ in fleet[:10]:
+        note(device["created_at"], "mira", "device.register", device["id"])
+    for name, facts in MODELS.items():
+        for version in range(1, facts["versions"] + 1):
+            note(
+                now - (26 - 5 * version) * 1440 * MINUTE, "jonas", "version.register", f"{name}:{version}", "retrained"
+            )
+    for row in rollouts:
+        number, start = row["id"], row["created_at"]
+        name = f"{row['module']}:{row['version']}"
+        note(start, "mira", "rollout.create", f"rollout:{number}", row["reason"])
+        for wave in range(row["wave"] + 1):
+            began = f"rollout {number} begins wave {wave + 1}"
+            note(start + wave * 8 * MINUTE, "hub", "rollout.wave", f"rollout:{number}", message=began)
+        for line in progress:
+            if line["rollout"] == number and line["finished_at"] and number >= 3:
+                text = f"{line['device']} {line['step']} {name}" + (f": {line['reason']}" if line["reason"] else "")
+                action = f"rollout.device-{line['step']}"
+                note(line["finished_at"], "hub", action, f"rollout:{number}", message=text, device=line["device"])
+        if row["state"] == "paused":
+            note(start + 14 * MINUTE, "mira", "rollout.pause", f"rollout:{number}", "waiting for the night shift")
+    return sorted(rows, key=lambda row: row["at"])

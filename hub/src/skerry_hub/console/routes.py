@@ -52,7 +52,7 @@ def overview(request: Request) -> Response:
             "counts": counts,
             "points": points,
             "active": rollouts.active(session),
-            "events": log.latest_events(session, 8),
+            "events": log.latest_events(session, 6),
             "devices": fleet.devices(session, fleet.DeviceFilter(), 1, size=12),
         }
     return page(
@@ -60,7 +60,7 @@ def overview(request: Request) -> Response:
         "overview.html",
         title="Overview",
         section="overview",
-        topics=("fleet", "events", "rollout:*"),
+        topics=("fleet", "events", "rollout:*", "device:*"),
         requests_chart=charts.requests(points, PULSE_NAME),
         latency_chart=charts.latency(points, PULSE_NAME),
         **values,

@@ -73,7 +73,7 @@ def device(name: str, request: Request) -> Response:
         "device.html",
         title=name,
         section="devices",
-        topics=("fleet", f"device:{name}", "events"),
+        topics=(f"device:{name}",),
         device=found,
         profile=profiles.shipped().get(found.row.profile),
         points=telemetry,

@@ -121,7 +121,7 @@ class VersionPage:
     rollouts: list[Rollout]
 
 
-def version(session: Session, name: str, number: int, devices: int = 100) -> VersionPage | None:
+def version(session: Session, name: str, number: int, devices: int = 40) -> VersionPage | None:
     """One version with at most ``devices`` of the devices that have it."""
     row = session.get(ModelVersion, (name, number))
     if row is None:
@@ -133,7 +133,7 @@ def version(session: Session, name: str, number: int, devices: int = 100) -> Ver
     where = (
         select(DeviceModule)
         .where(col(DeviceModule.module) == name, col(DeviceModule.version) == number)
-        .order_by(col(DeviceModule.role), col(DeviceModule.device))
+        .order_by((col(DeviceModule.phase) == "Healthy"), col(DeviceModule.role), col(DeviceModule.device))
         .limit(devices)
     )
     rollouts = (

@@ -1,0 +1,150 @@
+"""Every page in a real browser: it renders, breaks no policy, asks no other host, and can be used by everyone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from console.conftest import PHONE, Open, Served
+
+pytestmark = pytest.mark.chromium
+
+PAGES = {
+    "overview": "/",
+    "devices": "/devices",
+    "device": "/devices/press-harbour-04",
+    "models": "/models",
+    "model": "/models/digits",
+    "version": "/models/digits/versions/3",
+    "rollouts": "/rollouts",
+    "running": "/rollouts/6",
+    "rolled back": "/rollouts/4",
+    "new rollout": "/rollouts/new?version=digits:4",
+    "samples": "/samples",
+    "events": "/events",
+    "audit": "/audit",
+}
+EMPTY = ("/", "/devices", "/models", "/rollouts", "/rollouts/new", "/samples", "/events", "/audit")
+
+# A small share of what axe checks, written out: names, labels, headings, ids, language, image texts, table headers.
+ACCESSIBILITY = """() => {
+  const problems = [];
+  const shown = (e) => e.checkVisibility({visibilityProperty: true});
+  const name = (e) => (e.getAttribute('aria-label') || (e.getAttribute('aria-labelledby') || '').split(' ')
+      .map(id => document.getElementById(id)?.textContent || '').join('') || e.textContent || e.title || '').trim();
+  if (!document.documentElement.lang) problems.push('no language');
+  if (!document.title.includes('Skerry')) problems.push('no title');
+  if (document.querySelectorAll('main').length !== 1) problems.push('not one main');
+  const levels = [...document.querySelectorAll('h1,h2,h3,h4')].filter(shown).map(h => +h.tagName[1]);
+  if (levels.filter(l => l === 1).length !== 1) problems.push('h1: ' + levels);
+  levels.reduce((was, now) => { if (now > was + 1) problems.push('heading jump ' + was + '→' + now); return now; }, 0);
+  for (const e of document.querySelectorAll('a[href],button')) if (shown(e) && !name(e)) problems.push('no name: ' + e.outerHTML.slice(0, 90));
+  for (const e of document.querySelectorAll('input,select,textarea')) {
+    if (shown(e) && !e.labels?.length && !e.getAttribute('aria-label')) problems.push('no label: ' + e.outerHTML.slice(0, 90));
+  }
+  const seen = new Set();
+  for (const e of document.querySelectorAll('[id]')) { if (seen.has(e.id)) problems.push('id twice: ' + e.id); seen.add(e.id); }
+  for (const e of document.querySelectorAll('[aria-labelledby],[aria-describedby]')) {
+    for (const id of ((e.getAttribute('aria-labelledby') || '') + ' ' + (e.getAttribute('aria-describedby') || '')).trim().split(/ +/))
+      if (id && !document.getElementById(id)) problems.push('points nowhere: ' + id);
+  }
+  for (const e of document.querySelectorAll('svg')) if (!e.closest('[aria-hidden],[role=img]') && !e.hasAttribute('aria-hidden')) problems.push('svg: ' + e.outerHTML.slice(0, 60));
+  for (const e of document.querySelectorAll('th')) if (!e.scope) problems.push('th without scope');
+  for (const e of document.querySelectorAll('[onclick],[style]')) if (!e.closest('.plot')) problems.push('inline: ' + e.outerHTML.slice(0, 90));
+  return problems;
+}"""
+
+
+@pytest.mark.parametrize("path", PAGES.values(), ids=PAGES.keys())
+def test_a_page_renders_for_everyone(path: str, seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + path).page
+    assert page.locator("h1").is_visible()
+    assert page.evaluate(ACCESSIBILITY) == []
+    if page.locator(".plot").count():
+        page.wait_for_selector(".plot canvas")
+        assert page.locator(".plot canvas").count() == page.locator(".plot").count()
+
+
+def test_no_page_is_wider_than_a_phone(seeded: Served, watched: Open) -> None:
+    opened = watched(seeded.url + "/", viewport=PHONE, scheme="dark")
+    for path in PAGES.values():
+        opened.page.goto(seeded.url + path, wait_until="domcontentloaded")
+        opened.page.wait_for_selector("h1")
+        wide = opened.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{path} is {wide} px too wide"
+        assert opened.page.locator(".nav").is_visible()
+
+
+def test_the_phones_menu_opens_and_leads_on(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/", viewport=PHONE).page
+    page.get_by_role("button", name="More").click()
+    page.locator("#more").get_by_role("link", name="Audit log").click()
+    page.wait_for_url("**/audit")
+
+
+@pytest.mark.parametrize("path", EMPTY)
+def test_an_empty_hub_says_what_to_do_next(path: str, empty: Served, watched: Open) -> None:
+    page = watched(empty.url + path).page
+    assert page.locator(".empty-title").is_visible()
+    assert page.locator(".command code").inner_text().strip()
+    assert page.evaluate(ACCESSIBILITY) == []
+
+
+def test_the_search_narrows_the_table_and_keeps_the_focus(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/devices").page
+    box = page.get_by_label("Search by tags or id")
+    box.press_sequentially("site=lab,kind=gate", delay=5)
+    page.wait_for_url("**query=site%3Dlab*kind%3Dgate**")
+    page.wait_for_function("document.querySelectorAll('#devices-table tbody tr').length < 10")
+    names = page.locator("#devices-table tbody .cell-main a").all_inner_texts()
+    assert names
+    assert all(name.startswith("gate-lab") for name in names)
+    assert page.evaluate("document.activeElement.id") == "query"
+    assert box.input_value() == "site=lab,kind=gate"
+
+
+def test_a_query_that_is_none_says_so(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/devices?query=%3D3").page
+    assert "TagName=TagValue" in page.locator("#query-problem").inner_text()
+
+
+def test_keyboard_alone_reaches_content_and_actions(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/rollouts/6").page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+    assert "pause" in reached
+    assert "abort" in reached
+    page.locator("#abort").press("Enter")
+    assert page.locator("#abort-dialog").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#abort-dialog").is_visible()
+
+
+def test_the_theme_follows_the_system_and_can_be_chosen(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/models", scheme="dark").page
+
+    def background() -> Any:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    dark = background()
+    page.locator("#theme").click()
+    light = background()
+    assert light != dark
+    page.reload()
+    assert background() == light, "the choice lasts"
+    page.locator("#theme").click()
+    assert background() == dark
+
+
+def test_an_unknown_page_and_device_are_told_in_the_consoles_style(seeded: Served, watched: Open) -> None:
+    opened = watched(seeded.url + "/nothing-here", strict=False)
+    assert opened.page.locator(".error-status").inner_text() == "404"
+    opened.page.goto(seeded.url + "/devices/ghost")
+    assert "cannot find the device 'ghost'" in opened.page.locator("main").inner_text()
+    assert "device.unknown" in opened.page.locator("main").inner_text()
