@@ -1,0 +1,153 @@
+"""The examples are what their READMEs say: reproducible, good enough, proven on every engine, broken where meant."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.parts import HERE, built, read, script
+from skerry_agent import engines, golden
+from skerry_modules import package
+from skerry_modules.histogram import Baseline
+
+# (example, build options, least accuracy on held-out rows)
+BUILDS = [
+    pytest.param("digits", {"quality": "good"}, 0.85, id="digits-good"),
+    pytest.param("digits", {"quality": "better"}, 0.96, id="digits-better"),
+    pytest.param("digits-fpga", {"quality": "good"}, 0.85, id="fpga-good", marks=pytest.mark.pynq),
+    pytest.param("digits-fpga", {"quality": "better"}, 0.96, id="fpga-better", marks=pytest.mark.pynq),
+    pytest.param("vibration", {}, 0.88, id="vibration"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "least"), BUILDS)
+def test_a_build_packs_and_reaches_its_accuracy(name: str, options: dict[str, Any], least: float) -> None:
+    folder, card = built(name, **options)
+    index, _ = package.build_index(folder, read(folder))
+    assert card["heldout_accuracy"] >= least
+    names = {entry.path for entry in index.files}
+    assert {"module.toml", "golden.npz", "baseline.json", "card.json"} <= names
+    assert "heldout.npz" not in names, "the replay data is no part of the module"
+    assert json.loads((folder / "card.json").read_text()) == card
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("digits", {"quality": "better"}),
+        ("vibration", {}),
+        pytest.param("digits-fpga", {"quality": "better"}, marks=pytest.mark.pynq),
+    ],
+)
+def test_the_same_seed_gives_the_same_bytes(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    folder, _ = built(name, **options)
+    script(name).build(tmp_path, **options)
+    first, second = (package.build_index(place, read(place))[0] for place in (folder, tmp_path))
+    assert package.index_bytes(first) == package.index_bytes(second)
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    folder, _ = built("digits", quality="good")
+    script("digits").build(tmp_path, quality="good", seed=7)
+    assert (tmp_path / "model.onnx").read_bytes() != (folder / "model.onnx").read_bytes()
+
+
+def test_held_out_rows_were_not_trained_on() -> None:
+    train_x, _, held_x, held_y = script("digits").load()
+    assert len(train_x) + len(held_x) == 1797
+    assert np.bincount(held_y).min() > 50, "every digit is held out in its share"
+    # The data itself has a few identical images, so rows are compared as (multi)sets with that in mind.
+    trained = {row.tobytes() for row in train_x}
+    assert sum(row.tobytes() in trained for row in held_x) < 5
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("digits", {"quality": "good"}), ("digits", {"quality": "better"}), ("vibration", {})]
+)
+def test_the_golden_test_passes_on_every_engine(
+    name: str, options: dict[str, Any], engine: str, tmp_path: Path
+) -> None:
+    folder, _ = built(name, engine=engine, **options)
+    manifest = read(folder)
+    assert manifest.engine == engine
+    assert manifest.name == (name if engine == "onnx" else f"{name}-openvino")
+    model = engines.get(engine).load(folder, manifest, tmp_path)
+    try:
+        report = golden.run(manifest, folder, model.run)
+        assert report.passed, report.message
+        heldout = np.load(folder / "heldout.npz")
+        scored = model.run({manifest.inputs[0].name: heldout[f"input.{manifest.inputs[0].name}"]})
+        right = scored["probabilities"].argmax(axis=1) == heldout["label"]
+        card = json.loads((folder / "card.json").read_text())
+        assert right.mean() == pytest.approx(card["heldout_accuracy"], abs=0.005)
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_broken_is_broken_on_the_device_and_fine_on_paper(engine: str, tmp_path: Path) -> None:
+    folder, card = built("digits", quality="broken", engine=engine)
+    manifest = read(folder)
+    assert card["heldout_accuracy"] > 0.96
+    model = engines.get(engine).load(folder, manifest, tmp_path)
+    try:
+        report = golden.run(manifest, folder, model.run)
+    finally:
+        model.close()
+    assert not report.passed
+    assert report.failed == report.cases
+    assert "choose another class" in report.message
+
+
+@pytest.mark.parametrize("name", ["digits", "vibration"])
+def test_no_operator_needs_more_than_a_plain_runtime(name: str) -> None:
+    folder, _ = built(name, **({"quality": "better"} if name == "digits" else {}))
+    index, _ = package.build_index(folder, read(folder))
+    assert not [operator for operator in index.facts.operators if "." in operator]
+    assert index.facts.opset == 17
+
+
+@pytest.mark.parametrize(("name", "feature"), [("digits", "pixels"), ("vibration", "acceleration")])
+def test_the_baseline_is_that_of_the_training_data(name: str, feature: str) -> None:
+    folder, card = built(name, **({"quality": "better"} if name == "digits" else {}))
+    baseline = Baseline.from_json((folder / "baseline.json").read_bytes())
+    assert baseline.rows == card["train_rows"]
+    assert [one.tensor for one in baseline.inputs] == [feature]
+    assert {one.tensor for one in baseline.outputs} == {"probabilities"}
+
+
+def test_train_is_a_plain_script(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "digits" / "train.py"), "--out", str(tmp_path / "out"), "--quality", "good"]
+    done = subprocess.run([*command, "--name", "numbers"], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["quality"] == "good"
+    assert read(tmp_path / "out").name == "numbers"
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == (
+        built("digits", quality="good")[0] / "model.onnx"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "quality"),
+    [
+        ("digits", "good"),
+        ("digits", "better"),
+        pytest.param("digits-fpga", "good", marks=pytest.mark.pynq),
+        pytest.param("digits-fpga", "better", marks=pytest.mark.pynq),
+    ],
+)
+def test_the_readme_tells_the_accuracy(name: str, quality: str) -> None:
+    _, card = built(name, quality=quality)
+    row = next(
+        line for line in (HERE / name / "README.md").read_text().splitlines() if line.startswith(f"| `{quality}`")
+    )
+    told = float(re.findall(r"([0-9.]+) %", row)[0])
+    # Another CPU's arithmetic may tip a digit or two; a README that was not written anew tips more.
+    assert told == pytest.approx(100 * card["heldout_accuracy"], abs=0.6)
