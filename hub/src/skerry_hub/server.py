@@ -53,7 +53,11 @@ class Server(uvicorn.Server):
         # uvicorn raises the signal again once it has stopped; a clean stop is no failure, so that goes nowhere.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        self.run(sockets=[listener])
+        try:
+            self.run(sockets=[listener])
+        except SystemExit:  # how uvicorn says that the start failed
+            if self.hub.failure is None:
+                raise
         if self.hub.failure:
             raise self.hub.failure
 
