@@ -35,9 +35,9 @@ def mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a real PostgreSQL server, without a database name."""
-    with processes.postgres(need("postgres"), tmp_path_factory.mktemp("postgres")) as url:
+    with processes.postgres(need("postgres")) as url:
         yield url
 
 

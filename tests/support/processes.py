@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,42 +68,44 @@ def mosquitto(program: str, folder: Path, *lines: str, port: int | None = None) 
 
 
 @contextlib.contextmanager
-def postgres(programs: str, folder: Path) -> Iterator[str]:
+def postgres(programs: str) -> Iterator[str]:
     """A real PostgreSQL cluster of its own; yields a URL without a database name (``…/{name}`` is for the caller).
 
-    PostgreSQL refuses to run as root, so root lends it another user.
+    PostgreSQL refuses to run as root, so root lends it another user; and its folder is not under pytest's, which
+    every new test run closes to other users again.
     """
     user: str | None = None
     if os.geteuid() == 0:
         names = {entry.pw_name for entry in pwd.getpwall()}
         user = "postgres" if "postgres" in names else "nobody"
-    data, port = folder / "pg", free_port()
+    folder = Path(tempfile.mkdtemp(prefix="skerry-postgres-"))
+    folder.chmod(0o711)
+    data, port = folder / "data", free_port()
     data.mkdir()
     if user:
         os.chown(data, pwd.getpwnam(user).pw_uid, -1)
-        for part in [data, *data.parents]:
-            if part.stat().st_uid == 0 and part != Path("/"):
-                with contextlib.suppress(PermissionError):
-                    part.chmod(part.stat().st_mode | 0o011)
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": str(data)}
     run = {"user": user, "env": environment, "cwd": "/"}
-    subprocess.run(
-        [f"{programs}/initdb", "-D", str(data), "-U", "skerry", "--auth=trust", "--no-sync", "-E", "UTF8"],
-        check=True,
-        capture_output=True,
-        **run,  # type: ignore[call-overload]
-    )
     options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
-    with (folder / "postgres.log").open("wb") as log:
-        process = subprocess.Popen(
-            [f"{programs}/postgres", "-D", str(data), *options],
-            stdout=log,
-            stderr=log,
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        subprocess.run(
+            [f"{programs}/initdb", "-D", str(data), "-U", "skerry", "--auth=trust", "--no-sync", "-E", "UTF8"],
+            check=True,
+            capture_output=True,
             **run,  # type: ignore[call-overload]
         )
-    ready = [f"{programs}/pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
-    try:
+        with (folder / "postgres.log").open("wb") as log:
+            process = subprocess.Popen(
+                [f"{programs}/postgres", "-D", str(data), *options],
+                stdout=log,
+                stderr=log,
+                **run,  # type: ignore[call-overload]
+            )
+        ready = [f"{programs}/pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
         wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, what="PostgreSQL to be ready")
         yield f"postgresql+psycopg://skerry@127.0.0.1:{port}"
     finally:
-        stop(process, by=signal.SIGINT)
+        if process is not None:
+            stop(process, by=signal.SIGINT)
+        shutil.rmtree(folder, ignore_errors=True)
