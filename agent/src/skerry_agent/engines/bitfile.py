@@ -11,6 +11,7 @@ of which only the ``SYSTEMINFO`` tag is looked at.
 from __future__ import annotations
 
 import re
+import struct
 from typing import Final
 
 import msgspec
@@ -44,15 +45,15 @@ def parse_bitfile(content: bytes) -> Bitfile:
     """
     texts: dict[int, str] = {}
     try:
-        at = 2 + int.from_bytes(content[:2], "big") + 2
+        at = 2 + struct.unpack_from(">H", content)[0] + 2
         while content[at] != ord("e"):
-            length = int.from_bytes(content[at + 1 : at + 3], "big")
             if content[at] not in b"abcd":
                 raise _no_bitfile("an unknown header field")
+            length = struct.unpack_from(">H", content, at + 1)[0]
             texts[content[at]] = content[at + 3 : at + 3 + length].rstrip(b"\0").decode("ascii")
             at += 3 + length
-        size = int.from_bytes(content[at + 1 : at + 5], "big")
-    except (IndexError, UnicodeDecodeError) as error:
+        size = struct.unpack_from(">I", content, at + 1)[0]
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise _no_bitfile("no valid header") from error
     data = content[at + 5 :]
     if len(data) != size:

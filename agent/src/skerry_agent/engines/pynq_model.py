@@ -49,9 +49,15 @@ class PynqModel:
             self._core = self._ip(options.core) if options.core else None
         self._check_identity()
         self._check_sizes()
-        self._input = _allocate(options.rows_per_transfer * self._packing.row_bytes_in)
-        self._output = _allocate(options.rows_per_transfer * self._packing.row_bytes_out)
-        self._check_alignment()
+        self._buffers: list[Any] = []
+        try:
+            for row_bytes in (self._packing.row_bytes_in, self._packing.row_bytes_out):
+                self._buffers.append(_allocate(options.rows_per_transfer * row_bytes))
+            self._input, self._output = self._buffers
+            self._check_alignment()
+        except SkerryError:
+            self._free()
+            raise
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -67,9 +73,12 @@ class PynqModel:
 
     def close(self) -> None:
         """Give the buffers and the board back."""
-        for buffer in (self._input, self._output):
-            buffer.freebuffer()
+        self._free()
         os.close(self._lock)
+
+    def _free(self) -> None:
+        while self._buffers:
+            self._buffers.pop().freebuffer()
 
     def _score(self, stream: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         step = self._options.rows_per_transfer

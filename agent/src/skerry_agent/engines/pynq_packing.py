@@ -89,12 +89,15 @@ class Packing:
     def encode(self, values: Array) -> Array:
         """Rows of the input tensor as stream bytes, uint8 (rows, row_bytes_in): rounded half to even, saturated."""
         limits = np.iinfo(self._in_type)
-        scaled = np.rint(values.reshape(len(values), -1) / self._options.input_scale) + self._options.input_zero
+        scaled = (
+            np.rint(values.reshape(len(values), self._in_values) / self._options.input_scale) + self._options.input_zero
+        )
         integers = np.clip(np.nan_to_num(scaled, nan=0.0), limits.min, limits.max).astype(
             self._in_type.newbyteorder("<")
         )
         stream = np.zeros((len(values), self.row_bytes_in), np.uint8)
-        stream[:, : self._in_values * self._in_type.itemsize] = integers.view(np.uint8).reshape(len(values), -1)
+        used = self._in_values * self._in_type.itemsize
+        stream[:, :used] = integers.view(np.uint8).reshape(len(values), used)
         return stream
 
     def integers(self, stream: Array) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _RADIUS: Final = 3
+_SHARP_PX: Final = 0.05  # a Gaussian this narrow has nothing left at the next pixel; a narrower one divides by zero
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ def _rotated(images: Array, degrees: float) -> Array:
 
 def _blurred(images: Array, deviation: float) -> Array:
     places = np.arange(-_RADIUS, _RADIUS + 1)
-    kernel = np.exp(-(places**2) / (2 * deviation**2))
+    kernel = np.exp(-(places**2) / (2 * max(deviation, _SHARP_PX) ** 2))
     kernel /= kernel.sum()
     result = images
     for axis in (1, 2):
