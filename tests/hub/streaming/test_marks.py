@@ -45,7 +45,7 @@ def test_a_message_is_taken_at_most_once(mark: int, seq: int, base: int) -> None
 
 @given(st.data())
 def test_any_network_and_any_eviction_end_with_each_record_taken_once_or_counted_lost(data: st.DataObject) -> None:
-    """A spool of n records sends over a network that drops, doubles and reorders, and evicts its oldest now and then."""
+    """A spool sends over a network that drops, doubles and reorders, and evicts its oldest now and then."""
     total = data.draw(st.integers(1, 30))
     base, mark, lost = 1, 0, 0
     taken: list[int] = []
