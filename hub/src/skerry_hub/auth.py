@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from collections.abc import Mapping
@@ -189,7 +188,8 @@ def host_name(host: str) -> str:
     """The name or address in a Host header, without its port."""
     name = host.strip().lower()
     if name.startswith("["):
-        return name[1:].partition("]")[0]
+        inner, bracket, _ = name[1:].partition("]")
+        return inner if bracket else ""
     if name.count(":") > 1:  # a bare IPv6 address is no valid Host
         return ""
     return name.partition(":")[0].rstrip(".")
@@ -216,6 +216,6 @@ def _given(authorization: str) -> bytes | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # no base64, or no ASCII
             return None
     return None

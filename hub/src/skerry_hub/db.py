@@ -25,7 +25,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from skerry_modules.errors import InputError, ResourceError
 
@@ -94,6 +94,15 @@ class Database:
 
     def __str__(self) -> str:
         return self.url.set(drivername=self.dialect).render_as_string(hide_password=True)
+
+
+def add_missing(session: Session, table: type[SQLModel], **values: Any) -> None:
+    """Insert a row unless one with its key is there: two that do so at once both succeed."""
+    if session.get_bind().dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert  # not needed, and slow to import, on SQLite
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+    session.exec(insert(table).values(**values).on_conflict_do_nothing())
 
 
 def _parse(url: str) -> URL:

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import delete, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
-from skerry_hub.db import Database
+from skerry_hub.db import Database, add_missing
 from skerry_hub.tables import HubLease
 from skerry_modules.errors import ResourceError, SkerryError
 
@@ -109,9 +108,7 @@ class Lease:
 
 def _locked(session: Session) -> HubLease:
     """The row, made if it is missing, locked against another hub that starts at the same time."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    empty = {"id": ROW, "holder": "", "address": "", "expires_at": 0}
-    session.exec(insert(HubLease).values(**empty).on_conflict_do_nothing())
+    add_missing(session, HubLease, id=ROW, holder="", address="", expires_at=0)
     return session.exec(select(HubLease).where(col(HubLease.id) == ROW).with_for_update()).one()
 
 

@@ -17,14 +17,13 @@ from typing import IO, Final
 
 import msgspec
 from sqlalchemy import delete, func
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, keys, queries
-from skerry_hub.db import Database
+from skerry_hub.db import Database, add_missing
 from skerry_hub.objects import ObjectStore
 from skerry_hub.queries import TagQuery
-from skerry_hub.rules.rollout import DeviceStep, RolloutState
+from skerry_hub.rules.rollout import ACTIVE, DeviceStep
 from skerry_hub.tables import (
     Assignment,
     DeviceModule,
@@ -42,7 +41,6 @@ from skerry_modules.manifest import Manifest, is_name
 from skerry_modules.package import Index, Limits, PackageReader
 from skerry_modules.trust import Signature
 
-RUNNING: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
 HELD_ROLES: Final = ("current", "candidate", "last-good")
 
 
@@ -274,12 +272,12 @@ def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
     for role, device in sorted(session.exec(reported)):
         found.setdefault(role, []).append(device)
     forward = select(Rollout.id).where(
-        col(Rollout.module) == name, col(Rollout.version) == version, col(Rollout.state).in_(RUNNING)
+        col(Rollout.module) == name, col(Rollout.version) == version, col(Rollout.state).in_(ACTIVE)
     )
     back = (
         select(Rollout.id)
         .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))
-        .where(col(Rollout.module) == name, col(RolloutDevice.previous) == version, col(Rollout.state).in_(RUNNING))
+        .where(col(Rollout.module) == name, col(RolloutDevice.previous) == version, col(Rollout.state).in_(ACTIVE))
         .where(col(RolloutDevice.step) != DeviceStep.ROLLED_BACK)
     )
     found["rollout"] = [str(number) for number in sorted({*session.exec(forward), *session.exec(back)}, key=str)]
@@ -421,10 +419,7 @@ def _add_parts(session: Session, version: ModelVersion, index: Index, tags: Mapp
 
 
 def _ensure_model(session: Session, name: str, now: int) -> None:
-    # Two that register the first version at once must not fail on the same name.
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    values = {"name": name, "description": "", "last_version": 0, "created_at": now}
-    session.exec(insert(Model).values(**values).on_conflict_do_nothing())
+    add_missing(session, Model, name=name, description="", last_version=0, created_at=now)
 
 
 def _lock_model(session: Session, name: str) -> Model:

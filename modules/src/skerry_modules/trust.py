@@ -11,7 +11,6 @@ A key's id is the first 16 hex digits of the SHA-256 of its raw public bytes.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 from pathlib import Path
@@ -110,7 +109,7 @@ def parse_public(text: str) -> PublicKey:
     kind, _, encoded = head.partition(":")
     try:
         raw = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:  # no base64, or no ASCII
         raw = b""
     if kind != "ed25519" or len(raw) != 32:
         raise InputError("trust.bad_key", f"cannot read the public key {text[:80]!r}: use ed25519:<base64> [name]")

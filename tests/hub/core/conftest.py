@@ -47,4 +47,5 @@ def objects(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data=str(tmp_path / "data"), broker="embedded", broker_port=0, port=0)
+    """A hub whose broker is away: what needs none must work without."""
+    return Settings(data=str(tmp_path / "data"), broker="mqtt://127.0.0.1:9", port=0)

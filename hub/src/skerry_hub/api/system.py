@@ -16,7 +16,7 @@ from sqlmodel import col, select
 from skerry_hub import keys
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_text
 from skerry_hub.clock import now_ms
-from skerry_hub.rules.rollout import RolloutState
+from skerry_hub.rules.rollout import ACTIVE
 from skerry_hub.tables import Device, Model, PublisherKey, Rollout
 from skerry_modules import profiles
 from skerry_modules.errors import CODES, InputError
@@ -55,12 +55,11 @@ class CodeView(BaseModel):
 @router.get("/status")
 def status(hub: HubOf) -> StatusView:
     """How the hub is."""
-    active = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
     with hub.db.read() as session:
         total = session.exec(select(func.count()).select_from(Device)).one()
         online = session.exec(select(func.count()).select_from(Device).where(col(Device.online))).one()
         models = session.exec(select(func.count()).select_from(Model)).one()
-        rollouts = session.exec(select(func.count()).select_from(Rollout).where(col(Rollout.state).in_(active))).one()
+        rollouts = session.exec(select(func.count()).select_from(Rollout).where(col(Rollout.state).in_(ACTIVE))).one()
     return StatusView(
         version=installed_version("skerry"),
         hub_key=hub.key.public.text(),
