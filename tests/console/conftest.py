@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import uvicorn
-from skerry_modules import messages
-from skerry_modules.messages import ModulePhase, ModuleState, Stream
 
 from console import seed
 from skerry_hub.app import Hub, create_app
 from skerry_hub.settings import Settings
+from skerry_modules import messages
+from skerry_modules.messages import ModulePhase, ModuleState
 from support.processes import free_port, wait_until
 
 DESKTOP = {"width": 1440, "height": 900}
@@ -119,9 +119,6 @@ class Speaker:
 @pytest.fixture
 def speaker(acting: Served) -> Speaker:
     return Speaker(acting.hub)
-
-
-assert Stream.STATE == messages.STREAM_OF["state"]
 
 
 @dataclass
