@@ -38,7 +38,7 @@ class PythonModel:
             results = self._run(given)
         except (MemoryError, SkerryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script must not end its worker in silence
             raise PeerError(
                 "scoring.failed", f"cannot score: run() raised {type(error).__name__}: {str(error)[:500]}"
             ) from error
@@ -97,7 +97,7 @@ class PythonEngine:
                 init(folder) if inspect.signature(init).parameters else init()
         except (MemoryError, SkerryError):
             raise
-        except BaseException as error:  # also SystemExit: a script must not end its worker in silence
+        except (Exception, SystemExit) as error:
             raise PeerError(
                 "install.load_failed", f"cannot load {manifest.model}: {type(error).__name__}: {str(error)[:500]}"
             ) from error

@@ -118,6 +118,7 @@ class HttpConnection(asyncio.Protocol):
         self._timeout_s = 0.0
         self._complaint: tuple[int, str, str] | None = None
         self._expects = False
+        self._head_size = 0
 
     # -- the transport's side
 
@@ -150,11 +151,10 @@ class HttpConnection(asyncio.Protocol):
         except ParseError as error:
             self._refuse(400, "request.invalid", f"cannot read the request as HTTP: {error}")
         if self._phase == "head" and self._head_bytes > self._settings.max_header_bytes:
-            limit = self._settings.max_header_bytes
-            self._refuse(431, "request.invalid", f"cannot take a request head over {limit} bytes; send fewer headers")
+            self._refuse(*self._long_head())
 
     def eof_received(self) -> bool:
-        return bool(self._queue)  # half-closed clients still get their answers
+        return False  # the client has left: what it asked and is not being scored yet need not be
 
     def pause_writing(self) -> None:
         self._stalled_at = time.monotonic()
@@ -167,11 +167,23 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._reset()
+        self._phase, self._since = "head", time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         self._path += url
+        self._count_head(len(url))
+
+    def _count_head(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self._settings.max_header_bytes and self._complaint is None:
+            self._complaint = self._long_head()
+
+    def _long_head(self) -> tuple[int, str, str]:
+        limit = self._settings.max_header_bytes
+        return 431, "request.invalid", f"cannot take a request head over {limit} bytes; send fewer headers"
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + 4)
         match name.lower():
             case b"inference-header-content-length":
                 if value.isdigit() and len(value) < 10:
@@ -422,8 +434,6 @@ class H11:
             rest = self._parser.trailing_data[0]
             connection.on_message_complete()
             self._fresh(rest)
-            if rest:
-                connection._phase = "head"
 
     def get_method(self) -> bytes:
         return bytes(self._event.method)

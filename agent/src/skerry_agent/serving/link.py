@@ -31,6 +31,7 @@ class WorkerLink(asyncio.Protocol):
         self.serial = 0
         self.scored = False  # it has answered a request
         self.served = False  # it has loaded its model
+        self.exited = False  # the zygote has told its end
         self.killed_for = ""  # why we killed it
         self.tail: deque[str] = deque(maxlen=log_lines)
         self._name = name
@@ -66,7 +67,7 @@ class WorkerLink(asyncio.Protocol):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._log_fd, log_write = os.pipe()
         try:
-            self.serial = nursery.spawn(order, theirs, log_write, lambda _, status: on_exit(self, status))
+            self.serial = nursery.spawn(order, theirs, log_write, self._ended)
         except BaseException:
             ours.close()
             os.close(self._log_fd)
@@ -80,6 +81,11 @@ class WorkerLink(asyncio.Protocol):
         ours.setblocking(False)
         await loop.create_unix_connection(lambda: self, sock=ours)
         return self
+
+    def _ended(self, _serial: int, status: int) -> None:
+        self.exited = True
+        if self._on_exit is not None:
+            self._on_exit(self, status)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or transport is not None

@@ -303,7 +303,7 @@ class Version:
         Raises:
             SkerryError: what the worker raised; ``install.load_failed`` if it died.
         """
-        if self._link is None:
+        if self._link is None or self._link.exited:
             raise PeerError("install.load_failed", f"cannot reach the worker of {self.manifest.name}: it is starting")
         number = _CONTROL | self._next
         self._next += 1

@@ -1,0 +1,308 @@
+"""Models that crash, hang, leak, print and lie: each request gets its own right answer, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skerry_modules.errors import SkerryError
+
+from .conftest import Start
+from .harness import Running
+from .models import Module, linear_module, python_module
+
+SCRIPT = """
+import ctypes, os, sys, time
+kept = []
+
+def run(inputs):
+    x = inputs["x"]
+    what = int(x[0, 0])
+    if what == 1:
+        ctypes.string_at(0)  # SIGSEGV
+    if what == 2:
+        while True:
+            pass
+    if what == 3:
+        time.sleep(3600)
+    if what == 4:
+        kept.append(bytearray(40_000_000))  # a leak, 40 MB a request
+    if what == 5:
+        sys.stdout.write("o" * 200_000); sys.stderr.write("e" * 200_000); os.write(1, b"\\0\\1{}" * 50_000)
+    if what == 6:
+        raise ValueError("no such luck")
+    if what == 7:
+        return {"y": x}
+    if what == 8:
+        return {}
+    if what == 9:
+        bytearray(10_000_000_000)
+    if what == 10:
+        sys.exit(3)
+    if what == 11:
+        os._exit(9)
+    if what == 12:
+        x[:] = 0  # a script may write into its inputs
+    if what == 13:
+        os.close(int(os.readlink("/proc/self/fd/0") and 0)); print("closed")
+    if what == 14 and os.path.exists(os.path.join(MODULE_FOLDER, "..", "poison")):
+        os.remove(os.path.join(MODULE_FOLDER, "..", "poison"))
+        ctypes.string_at(0)  # only the first time
+    return {"y": x.sum(axis=1)}
+"""
+
+
+def ask(plane: Running, what: float, timeout: float = 30.0, **headers: str) -> Any:
+    return plane.score("script", [[what, 1, 2, 3]], timeout, headers)
+
+
+@pytest.fixture
+def plane(start: Start, tmp_path: Path) -> Running:
+    one = start()
+    one.serve(python_module(tmp_path / "script", SCRIPT, request_timeout_s=1.5))
+    return one
+
+
+def settled(check: Callable[[], Any], within: float = 10.0) -> Any:
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        if found := check():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "code", "text"),
+    [
+        (6, 500, "scoring.failed", "ValueError: no such luck"),
+        (7, 500, "scoring.failed", "shape [1, 4]"),
+        (8, 500, "scoring.failed", "no output 'y'"),
+        (10, 500, "scoring.failed", "SystemExit"),
+    ],
+)
+def test_a_model_that_fails_politely(plane: Running, what: int, status: int, code: str, text: str) -> None:
+    answer = ask(plane, what)
+    assert (answer.status, answer.code) == (status, code)
+    assert list(answer.json) == ["error"]
+    assert text in answer.json["error"]
+    assert ask(plane, 0).status == 200
+    assert plane.exits == []
+
+
+@pytest.mark.parametrize(("what", "reason"), [(1, "signal 11"), (11, "exit 9"), (9, "memory")])
+def test_a_request_that_kills_two_workers_is_quarantined(plane: Running, what: int, reason: str) -> None:
+    answer = ask(plane, what)
+    assert (answer.status, answer.code) == (500, "scoring.quarantined")
+    assert ask(plane, 0).status == 200
+    settled(lambda: len(plane.exits) == 2)
+    assert {one[1:] for one in plane.exits} == {(reason, True)}
+    again = ask(plane, what)  # remembered: it kills nobody any more
+    assert (again.status, again.code) == (500, "scoring.quarantined")
+    assert len(plane.exits) == 2
+    (sample,) = settled(lambda: plane.samples)
+    assert sample.reason == "quarantined"
+    assert np.frombuffer(sample.inputs["x"].data, "<f4").tolist() == [what, 1, 2, 3]
+
+
+def test_a_crash_that_does_not_repeat_costs_nobody_an_answer(plane: Running, tmp_path: Path) -> None:
+    (tmp_path / "poison").touch()
+    answer = ask(plane, 14)
+    assert (answer.status, answer.json["outputs"][0]["data"]) == (200, [20.0])
+    assert settled(lambda: [one[1] for one in plane.exits]) == ["signal 11"]
+
+
+@pytest.mark.parametrize("what", [2, 3], ids=["spins", "sleeps"])
+def test_a_hang_is_answered_at_its_deadline_and_others_after_it(plane: Running, what: int) -> None:
+    answers: dict[str, Any] = {}
+
+    def late() -> None:
+        time.sleep(0.2)
+        answers["other"] = ask(plane, 0, **{"X-Skerry-Timeout-Ms": "20000"})
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    began = time.monotonic()
+    answer = ask(plane, what)
+    took = time.monotonic() - began
+    thread.join()
+    assert (answer.status, answer.code) == (503, "scoring.deadline")
+    assert 1.4 <= took < 8  # its module allows 1.5 s
+    assert answers["other"].status in (200, 503)  # it waited behind the hang, with the same limit
+    assert settled(lambda: [one[1] for one in plane.exits]) == ["hang"]
+    assert ask(plane, 0).status == 200
+    assert len(plane.exits) == 1
+
+
+def test_a_client_may_ask_for_an_earlier_deadline(plane: Running) -> None:
+    began = time.monotonic()
+    answer = ask(plane, 3, **{"X-Skerry-Timeout-Ms": "200"})
+    assert (answer.status, answer.code) == (503, "scoring.deadline")
+    assert time.monotonic() - began < 1.4
+    bad = ask(plane, 0, **{"X-Skerry-Timeout-Ms": "soon"})
+    assert (bad.status, bad.code) == (400, "request.invalid")
+
+
+def test_a_leak_is_stopped_at_the_manifests_memory_and_scoring_goes_on(plane: Running) -> None:
+    statuses = [ask(plane, 4).status for _ in range(12)]  # 480 MB in all, 200 MB allowed
+    assert statuses == [200] * 12
+    assert "memory" in settled(lambda: {one[1] for one in plane.exits})
+
+
+def test_what_a_model_prints_never_reaches_the_protocol(plane: Running) -> None:
+    for _ in range(3):
+        answer = ask(plane, 5)
+        assert (answer.status, answer.json["outputs"][0]["data"]) == (200, [11.0])
+    assert plane.exits == []
+
+
+def test_a_model_may_write_into_its_inputs_and_loses_only_standard_input(plane: Running) -> None:
+    assert ask(plane, 12).json["outputs"][0]["data"] == [0.0]
+    assert ask(plane, 13).status == 200
+
+
+def test_other_modules_do_not_notice(plane: Running, tmp_path: Path) -> None:
+    plane.serve(linear_module(tmp_path / "linear"))
+    statuses: list[int] = []
+    running = True
+
+    def neighbour() -> None:
+        while running:
+            statuses.append(plane.score("linear", np.ones((1, 4))).status)
+
+    thread = threading.Thread(target=neighbour)
+    thread.start()
+    for what in (1, 6, 9, 5, 2):
+        ask(plane, what)
+    running = False
+    thread.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+    assert {digest for digest, _, _ in plane.exits} != {""}
+    assert plane.score("linear", np.ones((1, 4))).status == 200
+
+
+def test_a_full_queue_answers_429_at_once(start: Start, tmp_path: Path) -> None:
+    plane = start(queue_requests=2, window=1)
+    module = plane.serve(python_module(tmp_path / "script", SCRIPT, request_timeout_s=3))
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(plane, 3))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    codes = sorted(answer.code for answer in answers)
+    assert codes == ["scoring.deadline"] * 3 + ["scoring.overloaded"] * 5
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert plane.do(lambda: plane.plane.take_counters(module.digest)).rejected == 5
+
+
+@pytest.mark.parametrize("victim", ["worker", "zygote"])
+def test_a_killed_process_comes_back_and_waiting_requests_are_scored(start: Start, tmp_path: Path, victim: str) -> None:
+    plane = start()
+    plane.serve(python_module(tmp_path / "script", SCRIPT, request_timeout_s=60))
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.extend(ask(plane, 0).status for _ in range(40))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        settled(lambda: len(plane.plane.pids()) == 2)
+        os.kill(plane.plane.pids()[1 if victim == "worker" else 0], signal.SIGKILL)
+        settled(lambda: ask(plane, 0).status == 200)
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 160
+    assert len(plane.exits) == 3
+
+
+def test_a_worker_that_cannot_start_again_is_tried_at_growing_intervals(plane: Running, tmp_path: Path) -> None:
+    script = tmp_path / "script" / "main.py"
+    script.write_text("raise RuntimeError('the disk lies')")
+    os.kill(plane.plane.pids()[1], signal.SIGKILL)
+    answer = ask(plane, 0, **{"X-Skerry-Timeout-Ms": "600"})
+    assert (answer.status, answer.code) == (503, "scoring.deadline")
+    assert plane.ask("GET", "/v2/health/ready").status == 503
+    settled(lambda: "start: install.load_failed" in {one[1] for one in plane.exits})
+    assert len(plane.exits) < 20
+    script.write_text(SCRIPT)
+    settled(lambda: ask(plane, 0).status == 200)
+    assert plane.ask("GET", "/v2/health/ready").status == 200
+
+
+def test_a_client_that_leaves_is_not_scored(start: Start, tmp_path: Path) -> None:
+    plane = start(window=1)
+    counter = tmp_path / "count"
+    script = f"""
+import time
+def run(inputs):
+    with open({str(counter)!r}, "a") as f: f.write("x")
+    time.sleep(float(inputs["x"][0, 0]))
+    return {{"y": inputs["x"].sum(axis=1)}}
+"""
+    plane.serve(python_module(tmp_path / "script", script))
+    thread = threading.Thread(target=lambda: ask(plane, 0.5))
+    thread.start()
+    settled(counter.exists)
+    leaver = plane.raw()
+    body = b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[0,0,0,0]}]}'
+    leaver.sendall(
+        b"POST /v2/models/script/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    time.sleep(0.1)
+    leaver.close()
+    thread.join()
+    assert ask(plane, 0).status == 200
+    assert counter.read_text() == "xx"
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load_error(plane: Running, module: Module) -> SkerryError:
+    with pytest.raises(SkerryError) as caught:
+        plane.load(module)
+    assert plane.plane._versions == {}
+    settled(lambda: plane.plane.pids() == [])  # nothing is left running
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "text"),
+    [
+        ("def init(:", "install.load_failed", "SyntaxError"),
+        ("import nonesuch", "install.load_failed", "nonesuch"),
+        ("x = 1", "install.load_failed", "defines no run"),
+        ("raise SystemExit(4)", "install.load_failed", "SystemExit"),
+        ("def init():\n    raise OSError('no sensor')\ndef run(x): ...", "install.load_failed", "no sensor"),
+        ("import ctypes; ctypes.string_at(0)", "install.load_failed", "signal 11"),
+        ("import os; print('last words'); os._exit(7)", "install.load_failed", "exit 7"),
+        ("x = bytearray(400_000_000)", "install.load_failed", "200 MB"),
+        ("import time; time.sleep(60)", "install.load_timeout", "within 0.5 s"),
+    ],
+    ids=["syntax", "import", "no run", "exit", "init", "segfault", "dies", "memory", "hangs"],
+)
+def test_a_module_that_cannot_load_says_why(start: Start, tmp_path: Path, script: str, code: str, text: str) -> None:
+    plane = start()
+    error = load_error(
+        plane, python_module(tmp_path / "script", script, load_timeout_s=0.5 if "sleep" in script else 20)
+    )
+    assert error.code == code
+    assert text in error.message
+    assert plane.exits == []
+
+
+def test_a_module_that_is_not_on_disk(start: Start, tmp_path: Path) -> None:
+    module = linear_module(tmp_path / "linear")
+    (tmp_path / "linear" / "model.onnx").unlink()
+    assert load_error(start(), module).code == "install.load_failed"
