@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from skerry_agent.control import Control
 from skerry_agent.disk import MB, Disk
 from skerry_agent.driver import Driver
 from skerry_agent.engines import available
+from skerry_agent.engines._host import installed
 from skerry_agent.events import Events
 from skerry_agent.hublink import HubLink, NoLink
 from skerry_agent.mqtt import LinkEvent, MqttLink
@@ -43,6 +43,7 @@ log = logging.getLogger("skerry_agent")
 
 _RESTART_S: Final = 1.0
 _RESTART_MAX_S: Final = 30.0
+_END_S: Final = 5.0
 
 
 class App:
@@ -51,13 +52,14 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.boot = os.urandom(8).hex()
-        self._version = importlib.metadata.version("skerry")
+        self._version = installed("skerry")
         self._profile = wiring.load_profile(settings.device.profile)
         for name, value in self._profile.environment().items():
             os.environ.setdefault(name, value)  # engines start as children and inherit it
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._began = time.monotonic()
+        self._followed = -1
         self._engines = available()
         self._disk_thread = ThreadPoolExecutor(1, "disk")
         self._state_thread = ThreadPoolExecutor(1, "state")
@@ -181,6 +183,7 @@ class App:
             limits=self._profile.limits,
             facts=self._facts,
             backlog=self.settings.hub.backlog_mb * MB,
+            after=self._follow_hub,
         )
 
     async def _in_state_thread(self, work: Callable[[], Any]) -> Any:
@@ -241,6 +244,15 @@ class App:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RESTART_MAX_S)
 
+    def _follow_hub(self) -> None:
+        """Take over the settings of a desired document as soon as it is in force."""
+        if self.brain.revision == self._followed or not self.brain.desired:
+            return
+        self._followed = self.brain.revision
+        wanted = self.brain.desired.settings
+        self.telemeter.telemetry_s = wanted.telemetry_s or self.settings.reporting.telemetry_s
+        self.plane.set_capture_rate(wanted.capture_rate)
+
     async def _report_health(self) -> None:
         while True:
             health = self.health.read(self.outbox.facts, self.outbox.dropped)
@@ -249,8 +261,7 @@ class App:
             await asyncio.sleep((wanted.health_s if wanted else 0.0) or self.settings.reporting.health_s)
 
     async def _watch(self) -> None:
-        """The loop's own heartbeat for systemd, the link's watchdog, and settings that the hub changed."""
-        seen = -1
+        """The loop's own heartbeat for systemd, and the link's watchdog."""
         while True:
             notify.send("WATCHDOG=1")
             if self.link and self.link.stalled(time.monotonic()):
@@ -258,18 +269,15 @@ class App:
                     Severity.ERROR, "internal.bug", "cannot hear from the link's thread; it is replaced by a new one"
                 )
                 self.link.restart()
-            if self.brain.revision != seen and self.brain.desired:
-                seen = self.brain.revision
-                wanted = self.brain.desired.settings
-                self.telemeter.telemetry_s = wanted.telemetry_s or self.settings.reporting.telemetry_s
-                wiring.apply_capture(self.plane, wanted.capture_rate)
             await asyncio.sleep(1.0)
 
     async def _end(self, control: Control) -> None:
         await control.stop()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        _, left = await asyncio.wait(self._tasks, timeout=_END_S)
+        if left:
+            log.error("%s did not end in time; going on without", ", ".join(task.get_name() for task in left))
         await self.driver.settle()
         self.telemeter.flush()
         await self.plane.stop()

@@ -88,6 +88,7 @@ class Driver:
         limits: what modules may take, from the profile.
         facts: describes the device; called in the disk's thread.
         backlog: bytes of chunks that may wait for the disk.
+        after: called after the brain has taken in an event, before its effects.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Driver:
         limits: Limits,
         facts: Callable[[], DeviceFacts],
         backlog: int,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         self._brain = brain
         self._disk = disk
@@ -116,6 +118,7 @@ class Driver:
         self._limits = limits
         self._facts = facts
         self._backlog = backlog
+        self._after = after
         self._queue: deque[fx.Event] = deque()
         self._ready = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -171,14 +174,18 @@ class Driver:
                 await self._handle(fx.Tick(wall_ms()))
             else:
                 self._ready.clear()
+                # Not wait_for: before Python 3.12 it may swallow a cancellation that meets the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ready.wait(), due - now)
+                    async with asyncio.timeout(due - now):
+                        await self._ready.wait()
                 continue
             await asyncio.sleep(0)  # a burst of chunks must not starve the requests that share this loop
 
     async def _handle(self, event: fx.Event) -> None:
         self.handled += 1
-        await self._perform(self._brain.handle(event, time.monotonic()))
+        effects = self._brain.handle(event, time.monotonic())
+        self._after()
+        await self._perform(effects)
 
     # -- effects -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +280,8 @@ class Driver:
         if before:
             await asyncio.wait([before])
         try:
-            data = await asyncio.wait_for(work(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                data = await work()
         except SkerryError as error:
             self.post(fx.Failed(name, digest, error.code, error.message, dict(error.data)))
         except TimeoutError:

@@ -103,8 +103,10 @@ class Outbox:
             soonest = min((one for one in deadlines if one is not None), default=None)
             if soonest is not None and soonest <= now:
                 return
+            # Not wait_for: before Python 3.12 it may swallow a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if soonest is None else soonest - now)
+                async with asyncio.timeout(None if soonest is None else soonest - now):
+                    await self._wake.wait()
 
     async def turn(self) -> None:
         """One round: commit what is pending, take in acks, send what is due."""

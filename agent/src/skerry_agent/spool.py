@@ -252,10 +252,11 @@ class Spool:
         return read_journal(self._db, limit)
 
     def facts(self) -> dict[str, Any]:
-        """For status and health: records, bytes, drops by stream name."""
+        """For status and health: records, bytes, and records and drops by stream name."""
         return {
             "records": self.policy.records,
             "bytes": self.policy.bytes,
+            "streams": {one.name.lower(): self.policy.next_seq(one) - self.policy.base(one) for one in Stream},
             "dropped": {Stream(stream).name.lower(): count for stream, count in self.policy.dropped.items()},
             "epoch": self.epoch.hex(),
         }

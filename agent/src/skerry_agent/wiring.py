@@ -83,11 +83,6 @@ def addresses(plane: Plane, settings: Settings) -> str:
     return ", ".join(found) or "nowhere"
 
 
-def apply_capture(plane: Plane, rate: float) -> None:
-    """The hub's capture rate for all versions; negative: as each manifest says."""
-    plane.set_capture_rate(rate)
-
-
 # -- sources -----------------------------------------------------------------------------------------------------------
 
 

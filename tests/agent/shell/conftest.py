@@ -10,6 +10,8 @@ import pytest
 from agent.shell.daemon import Daemon
 from agent.shell.hub import FakeHub
 
+PUBLISHER = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+
 
 @pytest.fixture
 def hub(mosquitto: int) -> Iterator[FakeHub]:
@@ -27,6 +29,21 @@ def daemon(hub: FakeHub, mosquitto: int, tmp_path: Path) -> Iterator[Callable[..
         found = Daemon(
             tmp_path / f"agent-{len(made)}", port, hub.key.public.text(), hub.publisher.public.text(), extra, **limits
         )
+        made.append(found)
+        return found.start() if start else found
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def daemon_alone(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """An agent without a hub."""
+    made: list[Daemon] = []
+
+    def make(*, start: bool = True) -> Daemon:
+        found = Daemon(tmp_path / f"agent-{len(made)}", None, "", PUBLISHER)
         made.append(found)
         return found.start() if start else found
 

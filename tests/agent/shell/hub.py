@@ -120,6 +120,8 @@ class FakeHub:
         if data is None or not self.delivering or not want.bitmap:
             return
         for part in chunks.decode_bitmap(want.bitmap, chunks.count(len(data))):
+            if not self.delivering:
+                return
             piece = data[part * chunks.CHUNK_BYTES : (part + 1) * chunks.CHUNK_BYTES]
             payload = self.tamper(want.digest, part, chunks.frame(piece))
             self._client.publish(topics.chunk(want.digest, part), payload, qos=1)
