@@ -76,6 +76,11 @@ class Brain:
         return self.desired.revision if self.desired else 0
 
     @property
+    def document(self) -> bytes:
+        """The signed document in force, as it arrived; empty for none."""
+        return self._document
+
+    @property
     def next_deadline(self) -> float | None:
         """When a :class:`~skerry_agent.rules.effects.Tick` is due at the latest; None: only when something happens."""
         if self._save_at is not None:
@@ -172,6 +177,7 @@ class Brain:
             return
         self.desired, self._document = desired, payload
         self._machine.endpoints = desired.endpoints
+        self._machine.settled.update(self._machine.slots)  # what failed under the old document may be forgotten
         self._reconcile(now)
         self._machine.route()
         self._machine.collect(now)

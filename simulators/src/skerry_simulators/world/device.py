@@ -1,0 +1,436 @@
+"""A device around the real brain and the real spool policy: virtual disk, workers, link and power.
+
+Power goes at any effect, before or after it. Memory, workers and everything under way go with it; the disk stays,
+except for what it may lose: the last chunk written may be torn, a file may rot, deletions of the spool that rode on no
+later commit come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from skerry_agent.rules import effects as fx
+from skerry_agent.rules.brain import Brain
+from skerry_agent.rules.settings import BrainSettings
+from skerry_agent.rules.spool import Kept, SpoolPolicy, SpoolSettings
+from skerry_modules import chunks, messages
+from skerry_modules.messages import STREAM_OF, Ack, Hello, Sample, Up, Want
+from skerry_simulators.world import modules
+from skerry_simulators.world.modules import Behaviour
+
+if TYPE_CHECKING:
+    from skerry_simulators.world.world import World
+
+PUBLISHERS = {modules.PUBLISHER.public.keyid: modules.PUBLISHER.public}
+HUB_KEYS = {modules.HUB.public.keyid: modules.HUB.public}
+SPOOL = SpoolSettings(max_bytes=20_000, max_record_bytes=15_000, window=8, resend_s=5.0, resend_max_s=60.0)
+_INSTEAD = {"install.load_failed", "install.golden_failed", "install.warm_failed"}
+
+_state_decoder = msgspec.msgpack.Decoder(messages.State)
+
+
+class PowerCut(Exception):  # noqa: N818 - no error: the virtual power went
+    """The power went at this effect."""
+
+
+class Device:
+    """One device. ``brain`` is None while the power is off."""
+
+    brain_class: type[Brain] = Brain  # replaced to show that the invariants can fail
+
+    def __init__(self, world: World, device: str, settings: BrainSettings) -> None:
+        self.id = device
+        self.world = world
+        self.settings = settings
+        self.rng = random.Random(world.rng.random())
+        # the disk
+        self.saved: bytes | None = None
+        self.complete: dict[str, bytes] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.torn: dict[str, set[int]] = {}
+        self.installed: set[str] = set()
+        self.rows: dict[int, dict[int, tuple[str, Any]]] = {s: {} for s in STREAM_OF.values()}
+        self.next_seq: dict[int, int] = {}
+        self.epoch = self.rng.randbytes(4)
+        self._undeleted: list[tuple[int, int, tuple[str, Any]]] = []
+        self._last_chunk: tuple[str, int] | None = None
+        self.full = False
+        # memory
+        self.brain: Brain | None = None
+        self.policy = SpoolPolicy(SPOOL)
+        self.loaded: set[str] = set()
+        self.routes: dict[str, tuple[str, ...]] = {}
+        self.boots = 0
+        self._queue: deque[fx.Event] = deque()
+        self._handling = False
+        self._running: dict[str, int] = {}  # digest → number of the slow effect under way
+        self._number = 0
+        self._tick_at: float | None = None
+        self._spool_at: float | None = None
+        self._samples = 0
+        self.connected = False
+        self._booted_at = 0.0
+        self._reached = 0.0
+
+    # -- power
+
+    def power_on(self) -> None:
+        if self.brain is not None:
+            return
+        self.boots += 1
+        self._booted_at = self.world.clock.now - self.rng.uniform(0, 50)
+        self._reached = 0.0
+        self.policy = SpoolPolicy(SPOOL, self._kept())
+        self.brain = self.brain_class(
+            self.id, modules.PROFILE, PUBLISHERS, HUB_KEYS, self.settings, rng=random.Random(self.rng.random())
+        )
+        self.brain.machine.on_step = lambda record, step: self.world.truth.stepped(self, record, step)
+        self.world.note(self.id, f"boots ({self.boots})")
+        partial = frozenset(digest for digest, parts in self.parts.items() if parts)
+        booted = fx.Booted(
+            f"b{self.boots}", self.saved, frozenset(self.complete), 0, partial, frozenset(self.installed)
+        )
+        self.feed(booted)
+        self.world.clock.after(self.rng.uniform(0.1, 3), self.connect, self.boots)
+
+    def power_off(self) -> None:
+        if self.brain is None:
+            return
+        self.world.note(self.id, "loses power")
+        self.brain = None
+        self.world.network.disconnect(self.id)
+        self.world.hub.presence(self.id, online=False)
+        self.connected = False
+        self.loaded.clear()
+        self.routes.clear()
+        self._queue.clear()
+        self._running.clear()
+        self._tick_at = self._spool_at = None
+        self._handling = False
+        self._damage()
+        self.world.clock.after(self.rng.uniform(1, 30), self.power_on)
+
+    def _damage(self) -> None:
+        """What the disk loses with the power."""
+        if self._last_chunk and self.rng.random() < 0.5:
+            digest, part = self._last_chunk
+            data = self.parts.get(digest, {}).get(part)
+            if data:
+                self.parts[digest][part] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+        self._last_chunk = None
+        for stream, seq, row in self._undeleted:
+            if self.rng.random() < 0.5:
+                break  # a prefix of the deletions was flushed
+            self.rows[stream][seq] = row
+        self._undeleted.clear()
+        if self.world.faults.rot and self.complete and self.rng.random() < self.world.faults.rot:
+            sha256 = self.rng.choice(sorted(self.complete))
+            damaged = bytearray(self.complete[sha256])
+            damaged[self.rng.randrange(len(damaged))] ^= 1
+            self.complete[sha256] = bytes(damaged)
+
+    def _kept(self) -> dict[int, Kept]:
+        held = {}
+        for stream, rows in self.rows.items():
+            following = self.next_seq.get(stream, 1)
+            base = min(rows, default=following)
+            for seq in [seq for seq in rows if any(n not in rows for n in range(seq, following))]:
+                del rows[seq]  # before a gap: deletions come back from the newest on
+            base = min(rows, default=following)
+            held[int(stream)] = Kept(base, tuple(len(rows[seq][0]) + 200 for seq in sorted(rows)))
+        return held
+
+    # -- link
+
+    def connect(self, boot: int) -> None:
+        if self.brain is None or self.connected or boot != self.boots:
+            return
+        if not self.world.network.connect(self.id):
+            self.world.clock.after(self.rng.uniform(2, 15), self.connect, boot)
+            return
+        self.connected = True
+        hello = Hello(
+            device=self.id,
+            boot=f"b{self.boots}",
+            epoch=self.epoch,
+            agent="0",
+            profile="virtual",
+            revision=self.brain.revision,
+        )
+        self.world.network.up(self.id, "hello", messages.encode(hello))
+        self.world.network.subscribe_down(self.id)
+        self.policy.connected(self.mono)
+        self.feed(fx.Connected())
+        self.pump()
+
+    def link_lost(self) -> None:
+        if self.brain is None or not self.connected:
+            return
+        self.connected = False
+        self.world.network.disconnect(self.id)
+        self.world.hub.presence(self.id, online=False)
+        self.policy.disconnected()
+        self.feed(fx.Disconnected())
+        self.world.clock.after(self.rng.uniform(1, 10), self.connect, self.boots)
+
+    @property
+    def mono(self) -> float:
+        """The device's own monotonic clock: it starts anew with each boot."""
+        return max(self.world.clock.now - self._booted_at, self._reached)
+
+    def down(self, kind: str, payload: bytes) -> None:
+        if self.brain is None:
+            return
+        if kind == "desired":
+            self.feed(fx.DesiredArrived(payload))
+            if self.brain is not None:
+                self.world.truth.followed(self, self.brain.document, self.brain.revision)
+        elif kind == "ack":
+            self._acked(messages.decode("ack", payload))
+
+    # -- the brain and its effects
+
+    def feed(self, event: fx.Event) -> None:
+        self._queue.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._queue and self.brain is not None:
+                before = set(self.brain.slots)
+                effects = self.brain.handle(self._queue.popleft(), self.mono)
+                for name in before - set(self.brain.slots):
+                    self.world.truth.proven.pop((self.id, name), None)
+                self._perform_all(effects)
+        except PowerCut:
+            self.power_off()
+        self._handling = False
+        self._plan_tick()
+
+    def _plan_tick(self) -> None:
+        due = self.brain.next_deadline if self.brain else None
+        if due is not None and (self._tick_at is None or due < self._tick_at):
+            self._tick_at = due
+            self.world.clock.at(due + self._booted_at, self._tick, self.boots, due)
+
+    def _tick(self, boot: int, due: float) -> None:
+        if self.brain is not None and boot == self.boots and self._tick_at == due:
+            self._tick_at = None
+            self._reached = max(self._reached, due)  # a sum of floats may fall short of the time that was asked for
+            self.feed(fx.Tick())
+
+    def _perform_all(self, effects: list[fx.Effect]) -> None:
+        crash = self.world.faults.crash_effect
+        for effect in effects:
+            if crash and self.rng.random() < crash:
+                raise PowerCut
+            failed = self._perform(effect)
+            if crash and self.rng.random() < crash:
+                raise PowerCut
+            if failed:
+                return
+
+    def _perform(self, effect: fx.Effect) -> bool:
+        """True where the rest of the list must not be performed."""
+        match effect:
+            case fx.Save(state):
+                if self.full:
+                    self._queue.appendleft(fx.Failed("Save", "", "resource.no_space", "the disk is full"))
+                    return True
+                self.saved = state
+            case fx.SendWant(digest, size, bitmap):
+                self.world.truth.wanted(self, digest, list(chunks.decode_bitmap(bitmap, chunks.count(size))))
+                self.world.network.up(self.id, "want", messages.encode(Want(digest=digest, size=size, bitmap=bitmap)))
+            case fx.StoreChunk(digest, part, _, data):
+                self._store(digest, part, data)
+            case fx.ListParts(digest):
+                self._queue.append(fx.Done("ListParts", digest, {"parts": sorted(self.parts.get(digest, {}))}))
+            case fx.CompleteObject(digest):
+                self._complete_object(digest)
+            case fx.Subscribe(digest):
+                self.world.network.subscribe(self.id, digest)
+            case fx.Unsubscribe(digest):
+                self.world.network.unsubscribe(self.id, digest)
+            case fx.SetRoutes(endpoint, _, digests):
+                self.world.truth.routed(self, effect)
+                self.routes[endpoint] = digests
+                self._live_faults(digests)
+            case fx.Unload(digest):
+                self._running.pop(digest, None)
+                self.loaded.discard(digest)
+            case fx.Remove(digest, objects):
+                self._running.pop(digest, None)
+                self.installed.discard(digest)
+                for sha256 in objects:
+                    self.complete.pop(sha256, None)
+                    self.parts.pop(sha256, None)
+            case fx.Report(state):
+                self.keep("state", _state_decoder.decode(state), coalesce=True)
+            case fx.Emit(event):
+                self.keep("event", event)
+            case _:
+                self._begin(effect)
+        return False
+
+    def _store(self, digest: str, part: int, data: bytes) -> None:
+        if self.full:
+            self._queue.append(fx.Failed("StoreChunk", digest, "resource.no_space", "the disk is full"))
+            return
+        self.parts.setdefault(digest, {})[part] = data
+        self._last_chunk = (digest, part)
+
+    def _complete_object(self, digest: str) -> None:
+        data = b"".join(data for _, data in sorted(self.parts.pop(digest, {}).items()))
+        if hashlib.sha256(data).hexdigest() != digest:
+            self._queue.append(fx.Failed("CompleteObject", digest, "package.digest_mismatch", "damaged"))
+            return
+        self.complete[digest] = data
+        self._last_chunk = None
+        self._queue.append(fx.Done("CompleteObject", digest))
+
+    # -- slow effects
+
+    def _begin(self, effect: Any) -> None:
+        self._number += 1
+        self._running[effect.digest] = self._number
+        self.world.clock.after(self.rng.uniform(0.05, 2), self._end, self.boots, self._number, effect)
+
+    def _end(self, boot: int, number: int, effect: Any) -> None:
+        if self.brain is None or boot != self.boots or self._running.get(effect.digest) != number:
+            return
+        outcome = self._outcome(effect)
+        if outcome is not None:
+            del self._running[effect.digest]
+            self.feed(outcome)
+
+    def _outcome(self, effect: Any) -> fx.Event | None:
+        name, digest = type(effect).__name__, effect.digest
+        behaviour = self.world.library[digest].behaviour if digest in self.world.library else Behaviour.GOOD
+        match effect:
+            case fx.ReadIndex():
+                if digest not in self.complete:
+                    return fx.Failed(name, digest, "package.digest_mismatch", "it is gone", {"objects": [digest]})
+                return fx.Done(name, digest, {"index": self.complete[digest], "free_disk_mb": 0 if self.full else 900})
+            case fx.Install():
+                return self._install(digest)
+            case fx.Load():
+                return self._load(digest, behaviour)
+            case fx.Golden() if behaviour is Behaviour.GOLDEN_FAILS:
+                return fx.Failed(name, digest, "install.golden_failed", "8 of 10 cases differ")
+            case fx.Warm() if behaviour is Behaviour.WARM_FAILS:
+                return fx.Failed(name, digest, "install.warm_failed", "the model failed")
+        return fx.Done(name, digest)
+
+    def _install(self, digest: str) -> fx.Event:
+        if self.full:
+            return fx.Failed("Install", digest, "resource.no_space", "the disk is full")
+        needed = self.world.library[digest].objects
+        damaged = [s for s in needed if hashlib.sha256(self.complete.get(s, b"")).hexdigest() != s]
+        if damaged:
+            for sha256 in damaged:
+                self.complete.pop(sha256, None)
+            return fx.Failed("Install", digest, "package.digest_mismatch", "damaged", {"objects": damaged})
+        self.installed.add(digest)
+        return fx.Done("Install", digest)
+
+    def _load(self, digest: str, behaviour: Behaviour) -> fx.Event | None:
+        if behaviour in (Behaviour.LOAD_FAILS, Behaviour.LOAD_CRASHES):
+            return fx.Failed("Load", digest, "install.load_failed", "the engine refuses the model")
+        if behaviour is Behaviour.LOAD_HANGS:
+            return None
+        self.world.truth.loaded(self, digest)
+        self.loaded.add(digest)
+        return fx.Done("Load", digest)
+
+    def _live_faults(self, digests: tuple[str, ...]) -> None:
+        for digest in digests:
+            behaviour = self.world.library[digest].behaviour
+            if behaviour in (Behaviour.SOAK_CRASHES, Behaviour.SOAK_ERRORS):
+                self.world.clock.after(self.rng.uniform(0.5, 3), self._misbehave, self.boots, digest, behaviour)
+
+    def _misbehave(self, boot: int, digest: str, behaviour: Behaviour) -> None:
+        if self.brain is None or boot != self.boots or not any(digest in routed for routed in self.routes.values()):
+            return
+        if behaviour is Behaviour.SOAK_CRASHES:
+            self.feed(fx.WorkerExited(digest, "signal 11", restarting=True))
+        else:
+            self.feed(fx.Traffic(digest, 30, 9))
+        self.world.clock.after(self.rng.uniform(0.5, 3), self._misbehave, boot, digest, behaviour)
+
+    def worker_crash(self) -> None:
+        """A healthy version's worker dies once, by bad luck."""
+        if self.brain is not None and self.loaded:
+            digest = self.rng.choice(sorted(self.loaded))
+            restarting = self.rng.random() < 0.8
+            if not restarting:
+                self.loaded.discard(digest)
+            self.feed(fx.WorkerExited(digest, self.rng.choice(("signal 9", "hang")), restarting=restarting))
+
+    # -- spool
+
+    def sample(self) -> None:
+        """The module scores something worth keeping."""
+        if self.brain is None:
+            return
+        self._samples += 1
+        name = f"{self.id}-{self._samples}"
+        self.keep("sample", Sample(id=name, module="m", version=1, digest="", at=0, inputs={}))
+
+    def keep(self, kind: str, body: Any, *, coalesce: bool = False) -> None:
+        """Store a record durably, then send what is due."""
+        stream = STREAM_OF[kind]
+        if self.full:
+            return
+        appended = self.policy.append(stream, len(kind) + 200, coalesce=coalesce)
+        for lane, upto in appended.dropped.items():
+            self._drop(lane, upto)
+        if appended.seq:
+            self.rows[stream][appended.seq] = (kind, body)
+            self.next_seq[stream] = max(self.next_seq.get(stream, 1), appended.seq + 1)
+            if kind == "sample":
+                self.world.truth.appended[body.id] = self.id
+        self._undeleted.clear()  # this commit took the earlier deletions along
+        self.pump()
+
+    def _drop(self, stream: int, upto: int) -> None:
+        for seq in [seq for seq in self.rows[stream] if seq <= upto]:
+            kind, body = self.rows[stream].pop(seq)
+            if kind == "sample":
+                self.world.truth.dropped.add(body.id)
+
+    def pump(self) -> None:
+        """Publish what the policy says, and come back when it wants to."""
+        if self.brain is None:
+            return
+        for sending in self.policy.due(self.mono):
+            kind, body = self.rows[sending.stream][sending.seq]
+            up = Up(1, self.epoch, sending.stream, sending.seq, sending.base, 0, body)
+            self.world.network.up(self.id, kind, messages.encode(up))
+        due = self.policy.next_deadline
+        if due is not None and (self._spool_at is None or due < self._spool_at):
+            self._spool_at = due
+            self.world.clock.at(due + self._booted_at, self._spool_due, self.boots, due)
+
+    def _spool_due(self, boot: int, due: float) -> None:
+        if boot == self.boots and self._spool_at == due:
+            self._spool_at = None
+            self._reached = max(self._reached, due)
+            self.pump()
+
+    def _acked(self, ack: Ack) -> None:
+        if ack.epoch != self.epoch:
+            return
+        acked = self.policy.acked(ack.marks, self.mono)
+        for stream, upto in acked.upto.items():
+            for seq in sorted(seq for seq in self.rows[stream] if seq <= upto):
+                row = self.rows[stream].pop(seq)
+                self._undeleted.append((stream, seq, row))
+                if row[0] == "sample":
+                    self.world.truth.acknowledged.add(row[1].id)
+        self._undeleted.reverse()
+        self.pump()

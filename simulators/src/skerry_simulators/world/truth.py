@@ -1,0 +1,176 @@
+"""What must hold in every world, whatever goes wrong: checked while it runs, and at its end.
+
+1. No unverified module ever serves.
+2. Every device ends in the desired or the last-good state, with a typed reason where it is not the desired one.
+3. No acknowledged sample is lost, none is kept twice.
+4. A bad version never passes its wave, and is never proven.
+5. No step without an end: versions and rollouts settle.
+6. A device follows only documents that its hub issued, and never goes back.
+7. What is on the disk is not asked for, and what nobody needs does not stay there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from skerry_agent.rules.effects import SetRoutes
+from skerry_agent.rules.lifecycle import SETTLED, TERMINAL, Step
+from skerry_agent.rules.records import Record
+from skerry_hub.rules.rollout import ACTIVE, RolloutState
+from skerry_modules.errors import CODES
+from skerry_simulators.world.modules import BAD, UNTRUSTED, Behaviour
+
+if TYPE_CHECKING:
+    from skerry_simulators.world.device import Device
+    from skerry_simulators.world.world import World
+
+LIVE_FAULTS = frozenset((Behaviour.SOAK_CRASHES, Behaviour.SOAK_ERRORS))
+
+
+class Violation(AssertionError):  # noqa: N818 - the field's word
+    """A rule of the system was broken."""
+
+
+class Truth:
+    """The ledger of one world, written by the virtual parts, which know what the rules cannot."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.proven: dict[tuple[str, str], set[str]] = {}  # (device, module) → digests since it was last removed
+        self.appended: dict[str, str] = {}  # sample → device
+        self.dropped: set[str] = set()
+        self.acknowledged: set[str] = set()
+        self._revision: dict[str, int] = {}
+
+    # -- while it runs
+
+    def routed(self, device: Device, effect: SetRoutes) -> None:
+        for digest in effect.digests:
+            module = self._world.library.get(digest)
+            if module is None or module.behaviour in UNTRUSTED:
+                raise Violation(f"{device.id} serves {digest[:12]}, which no trusted publisher signed")
+            if digest not in device.loaded:
+                raise Violation(f"{device.id} routes to {module.name}@{module.version}, which is not loaded")
+            if module.behaviour in BAD and module.behaviour not in LIVE_FAULTS:
+                raise Violation(f"{device.id} serves {module.name}@{module.version}: {module.behaviour}")
+
+    def loaded(self, device: Device, digest: str) -> None:
+        module = self._world.library[digest]
+        for sha256, data in module.objects.items():
+            if device.complete.get(sha256) != data:
+                raise Violation(f"{device.id} loads {module.name}@{module.version} with a damaged file")
+
+    def stepped(self, device: Device, record: Record, step: Step) -> None:
+        self._world.note(device.id, f"{record.name}@{record.version} {step} {record.reason}")
+        if step is Step.SERVE:
+            module = self._world.library[record.digest]
+            if module.behaviour in BAD:
+                raise Violation(f"{device.id} holds {module.name}@{module.version} for proven: {module.behaviour}")
+            self.proven.setdefault((device.id, record.name), set()).add(record.digest)
+
+    def followed(self, device: Device, document: bytes, revision: int) -> None:
+        if document and document not in self._world.hub.issued[device.id]:
+            raise Violation(f"{device.id} follows a document that its hub never issued")
+        if revision < self._revision.get(device.id, 0):
+            raise Violation(f"{device.id} went back from revision {self._revision[device.id]} to {revision}")
+        self._revision[device.id] = revision
+
+    def wanted(self, device: Device, digest: str, parts: list[int]) -> None:
+        held = device.parts.get(digest, {})
+        if digest in device.complete and parts:
+            raise Violation(f"{device.id} asks for {digest[:12]}, which it holds")
+        again = [part for part in parts if part in held and part not in device.torn.get(digest, set())]
+        if again:
+            raise Violation(f"{device.id} asks for chunks {again} of {digest[:12]}, which it holds")
+
+    def committed(self) -> None:
+        samples = self._world.hub.db.samples
+        if len(samples) != len(set(samples)):
+            raise Violation("a sample is kept twice")
+
+    # -- at the end
+
+    def unsettled(self) -> str:
+        """What still goes on; empty when the world is at rest."""
+        world = self._world
+        for rollout in world.hub.db.rollouts.values():
+            if rollout.state in ACTIVE:
+                return f"rollout {rollout.id} is {rollout.state}"
+        for device in world.devices.values():
+            if device.brain is None:
+                return f"{device.id} is off"
+            if device.brain.revision < world.hub.db.revision.get(device.id, 0):
+                return f"{device.id} has not heard of its document"
+            for slot in device.brain.slots.values():
+                for record in slot.records.values():
+                    if record.step not in SETTLED:
+                        return f"{device.id} {record.name}@{record.version} is at {record.step}: {record.message}"
+            if device.policy.records:
+                return f"{device.id} has {device.policy.records} records in its spool"
+        return ""
+
+    def final(self) -> None:
+        rest = self.unsettled()
+        if rest:
+            raise Violation(f"no end: {rest}")
+        for device in self._world.devices.values():
+            self._final_device(device)
+        self._final_samples()
+        self._final_rollouts()
+
+    def _final_device(self, device: Device) -> None:
+        assert device.brain is not None
+        wanted = self._world.hub.wanted(device.id)
+        slots = device.brain.slots
+        if set(slots) != set(wanted):
+            raise Violation(f"{device.id} has {sorted(slots)}, desired are {sorted(wanted)}")
+        needed: set[str] = set()
+        for name, module in wanted.items():
+            slot = slots[name]
+            for record in slot.records.values():
+                needed.add(record.digest)
+                needed.update(sha256 for sha256, _ in record.objects)
+                if record.step in TERMINAL and record.reason not in CODES:
+                    raise Violation(f"{device.id} {name}@{record.version} ended without a reason: {record.reason!r}")
+            serving = device.routes.get(name, ())
+            self._final_serving(device, name, module.digest, serving)
+        for sha256 in sorted(set(device.complete) | set(device.parts)):
+            if sha256 not in needed:
+                raise Violation(f"{device.id} keeps {sha256[:12]}, which nothing needs")
+        for digest in device.installed:
+            if not any(digest in slot.records for slot in slots.values()):
+                raise Violation(f"{device.id} keeps the folder of {digest[:12]}")
+
+    def _final_serving(self, device: Device, name: str, desired: str, serving: tuple[str, ...]) -> None:
+        assert device.brain is not None
+        if serving == (desired,):
+            return
+        record = device.brain.slots[name].records.get(desired)
+        if record is None or record.step not in TERMINAL:
+            raise Violation(f"{device.id} does not serve the desired {name} and gives no reason")
+        proven = self.proven.get((device.id, name), set())
+        if not serving and proven - {desired}:
+            raise Violation(f"{device.id} serves nothing of {name}, though it has proven a version: {record.reason}")
+        for digest in serving:
+            if digest not in proven:
+                raise Violation(f"{device.id} serves a version of {name} that is neither desired nor proven")
+
+    def _final_samples(self) -> None:
+        kept = set(self._world.hub.db.samples)
+        lost = self.acknowledged - kept
+        if lost:
+            raise Violation(f"{len(lost)} acknowledged samples are lost")
+        missing = set(self.appended) - self.dropped - kept
+        if missing:
+            raise Violation(f"{len(missing)} samples never arrived though nothing dropped them")
+
+    def _final_rollouts(self) -> None:
+        for rollout in self._world.hub.db.rollouts.values():
+            module = self._world.modules[rollout.module, rollout.version]
+            if module.behaviour not in BAD:
+                continue
+            if rollout.state is RolloutState.SUCCEEDED:
+                raise Violation(f"rollout {rollout.id} of a bad version succeeded: {module.behaviour}")
+            beyond = [one.device for one in rollout.devices if one.wave > 0 and one.assigned_at]
+            if beyond:
+                raise Violation(f"rollout {rollout.id} of a bad version passed its wave: {beyond}")
