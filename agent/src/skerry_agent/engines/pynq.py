@@ -22,10 +22,10 @@ import importlib
 import os
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from skerry_agent.engines import _host
 from skerry_agent.engines.bitfile import check_pair, parse_bitfile, parse_metadata
 from skerry_agent.ports import Engine, LoadedModel
 from skerry_modules.errors import PeerError, ResourceError
@@ -42,10 +42,7 @@ class PynqEngine:
     exclusive = True
 
     def version(self) -> str:
-        try:
-            return metadata.version("pynq")
-        except metadata.PackageNotFoundError:
-            return ""
+        return _host.installed("pynq")
 
     def preload(self) -> None:
         """Import ``pynq`` and its DMA driver; nothing is probed until :meth:`load`."""
