@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -67,11 +67,9 @@ class Screen:
 
     def claims(self, claims: Sequence[Claim]) -> None:
         """The outcome, claim by claim."""
-        table = Table(box=None, show_header=False, pad_edge=False)
         for claim in claims:
-            mark = Text("✓", style="bold green") if claim.ok else Text("✗", style="bold red")
-            table.add_row(mark, claim.name, Text(claim.detail, style="dim"))
-        self._print(table)
+            mark = ("✓ ", "bold green") if claim.ok else ("✗ ", "bold red")
+            self._print(Text.assemble("          ", mark, claim.name, (f": {claim.detail}", "dim")))
 
     def failure(self, text: str) -> None:
         self._print(Text(text, style="red"))
@@ -89,8 +87,8 @@ class Screen:
             self.step(f"rollout of {name}: {rollout.state}{f' ({rollout.message})' if rollout.message else ''}")
         self._told[str(rollout.id)] = rollout.state
 
-    def _print(self, what: Any) -> None:
-        self._console.print(what, soft_wrap=not isinstance(what, Table))
+    def _print(self, what: Text) -> None:
+        self._console.print(what, soft_wrap=True)
 
 
 def _fleet(devices: Sequence[Device], tallies: Sequence[Tally]) -> Table:
