@@ -1,15 +1,18 @@
 """Every setting of the agent, declared once: name, default, unit and what it does.
 
 Three places give a value, the later one wins: the configuration file (TOML, usually ``agent.toml``), the environment
-(``SKERRY_AGENT_<SECTION>_<NAME>``), and ``--set section.name=value`` on the command line. Errors name the place and
-the field. :func:`catalogue` lists all settings, so that a test can hold the documentation to them.
+(``SKERRY_AGENT_<SECTION>_<NAME>``), and ``--set section.name=value`` on the command line. Relative paths in a file are
+relative to the file. Errors name the place and the field. :func:`catalogue` lists all settings, so that a test can
+hold the documentation to them.
 
 Secrets (``hub.password``) are never printed: :func:`redacted` is what status and logs show.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +21,9 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from skerry_agent.rules.download import DownloadSettings
+from skerry_agent.rules.health import HealthSettings
+from skerry_agent.rules.lifecycle import LifecycleSettings
 from skerry_agent.rules.settings import BrainSettings
 from skerry_agent.serving.settings import ServingSettings
 from skerry_modules import topics
@@ -156,8 +162,14 @@ _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "serving": ServingSettings,
     "reporting": Reporting,
     "spool": Spool,
+    "rules": BrainSettings,
+    "rules.lifecycle": LifecycleSettings,
+    "rules.download": DownloadSettings,
+    "rules.health": HealthSettings,
     "sources": SourceSettings,
 }
+_PATHS: Final = (("state", "folder"), ("hub", "ca"), ("hub", "certificate"), ("hub", "certificate_key"))
+_SOURCE_PATHS: Final = ("path", "results_file")
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -174,40 +186,46 @@ def catalogue() -> list[Setting]:
     """Every setting there is, in the order of the configuration file."""
     found = []
     for section, kind in _SECTIONS.items():
-        repeated = section == "sources"
-        help_of = _attributes(kind) if kind is ServingSettings else _metas(kind)
-        for field in msgspec.structs.fields(kind):
-            name = f"{section}[].{field.name}" if repeated else f"{section}.{field.name}"
-            default = None if field.default is msgspec.NODEFAULT else field.default
-            env = "" if repeated else f"{ENV_PREFIX}{section}_{field.name}".upper()
-            unit, text = help_of[field.name]
-            found.append(Setting(name, default, unit, text, env))
+        helps = _helps(kind)
+        for name, default in _fields(kind).items():
+            repeated = section == "sources"
+            full = f"{section}[].{name}" if repeated else f"{section}.{name}"
+            unit, text = helps.get(name, ("", ""))
+            found.append(Setting(full, default, unit, text, "" if repeated else _variable(section, name)))
     return found
 
 
-def _metas(kind: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
-    """(unit, help) of each field, from its annotation."""
-    found = {}
+def _fields(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Default by name (None: required); parts that are sections of their own are left out."""
+    return {
+        field.name: None if field.default is msgspec.NODEFAULT else field.default
+        for field in msgspec.structs.fields(kind)
+        if not isinstance(field.default, msgspec.Struct)
+    }
+
+
+def _variable(section: str, name: str) -> str:
+    return f"{ENV_PREFIX}{section}_{name}".upper().replace(".", "_")
+
+
+def _helps(kind: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
+    """(unit, help) of each field: from its annotation, its line in ``Attributes:``, or the comment behind it."""
+    found: dict[str, tuple[str, str]] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Meta):
                 found[name] = ((extra.extra or {}).get("unit", ""), extra.description or "")
+    if found:
+        return found
+    pattern = r"^ +(\w+): (.+)$" if "Attributes:" in (kind.__doc__ or "") else r"^    (\w+): [^#\n]+# (.+)$"
+    source = kind.__doc__ if "Attributes:" in (kind.__doc__ or "") else inspect.getsource(kind)
+    for name, text in re.findall(pattern, source or "", re.MULTILINE):
+        unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+        found[name] = (unit, f"{text[0].upper()}{text[1:]}")
     return found
 
 
-def _attributes(kind: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
-    """(unit, help) of each field, from the ``Attributes:`` of the struct's docstring; units end the names there."""
-    found: dict[str, tuple[str, str]] = {}
-    text = (kind.__doc__ or "").partition("Attributes:")[2]
-    for line in filter(None, (line.strip() for line in text.splitlines())):
-        name, colon, words = line.partition(": ")
-        if colon and name.isidentifier():
-            unit = "s" if name.endswith("_s") else "bytes" if name.endswith("_bytes") else ""
-            found[name] = (unit, words)
-        elif found:
-            last = next(reversed(found))
-            found[last] = (found[last][0], f"{found[last][1]} {line}")
-    return found
+_UNITS: Final = {"_s": "s", "_bytes": "bytes", "_mb": "MB"}
 
 
 def load(path: Path | None, *, environ: Mapping[str, str] | None = None, overrides: Iterable[str] = ()) -> Settings:
@@ -222,16 +240,31 @@ def load(path: Path | None, *, environ: Mapping[str, str] | None = None, overrid
         InputError: ``settings.invalid``, naming the place (file, variable or flag) and the field.
     """
     document = _read(path) if path else {}
+    if path:
+        _anchor(document, path.parent)
     places: dict[str, str] = {}
-    for name, value in sorted((os.environ if environ is None else environ).items()):
-        if name.startswith(ENV_PREFIX):
-            _put(document, _env_field(name), value, f"the environment variable {name}", places)
+    known = {_variable(section, name): (section, name) for section, kind in _SECTIONS.items() for name in _fields(kind)}
+    for variable, value in sorted((os.environ if environ is None else environ).items()):
+        if variable.startswith(ENV_PREFIX):
+            section, name = known.get(variable, ("", ""))
+            _put(document, (section, name), value, f"the environment variable {variable}", places)
     for override in overrides:
         field, equals, value = override.partition("=")
         if not equals:
             raise _invalid("--set", field, "write section.name=value")
-        _put(document, field.strip(), value, f"--set {field.strip()}", places)
+        section, _, name = field.strip().rpartition(".")
+        _put(document, (section, name), value, f"--set {field.strip()}", places)
     return _convert(document, str(path) if path else "the settings", places)
+
+
+def _anchor(document: dict[str, Any], folder: Path) -> None:
+    """Relative paths in a file are relative to the file: where the agent is started from must not matter."""
+    sources = document.get("sources")
+    tables = [(document.get(section), name) for section, name in _PATHS]
+    tables += [(one, name) for one in (sources if isinstance(sources, list) else ()) for name in _SOURCE_PATHS]
+    for table, name in tables:
+        if isinstance(table, dict) and isinstance(value := table.get(name), str) and value:
+            table[name] = str(folder / Path(value).expanduser())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -249,24 +282,23 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _env_field(name: str) -> str:
-    section, _, field = name.removeprefix(ENV_PREFIX).lower().partition("_")
-    return f"{section}.{field}"
-
-
-def _put(document: dict[str, Any], field: str, text: str, place: str, places: dict[str, str]) -> None:
-    section, dot, name = field.partition(".")
+def _put(document: dict[str, Any], field: tuple[str, str], text: str, place: str, places: dict[str, str]) -> None:
+    section, name = field
     kind = _SECTIONS.get(section)
-    if section == "sources" or kind is None or not dot:
-        raise _invalid(place, field, "there is no such section; `skerry-agent settings` lists all")
-    hint = get_type_hints(kind).get(name)
-    if hint is None:
-        raise _invalid(place, field, "there is no such setting; `skerry-agent settings` lists all")
+    if section == "sources" or kind is None or name not in _fields(kind):
+        raise _invalid(place, f"{section}.{name}".strip("."), _UNKNOWN)
+    hint = get_type_hints(kind)[name]
     value: Any = text
     if hint is not str and getattr(hint, "__origin__", None) is not Literal:
-        value = _literal(hint, text, place, field)
-    document.setdefault(section, {})[name] = value
-    places[field] = place
+        value = _literal(hint, text, place, f"{section}.{name}")
+    table = document
+    for part in section.split("."):
+        table = table.setdefault(part, {})
+    table[name] = value
+    places[f"{section}.{name}"] = place
+
+
+_UNKNOWN: Final = "there is no such setting; `skerry-agent settings` lists all"
 
 
 def _literal(hint: Any, text: str, place: str, field: str) -> Any:
@@ -279,11 +311,14 @@ def _literal(hint: Any, text: str, place: str, field: str) -> Any:
 
 
 def _convert(document: dict[str, Any], source: str, places: dict[str, str]) -> Settings:
-    serving = document.get("serving")
-    known = {field.name for field in msgspec.structs.fields(ServingSettings)}
-    for name in serving if isinstance(serving, dict) else ():
-        if name not in known:
-            raise _invalid(source, f"serving.{name}", "there is no such setting; `skerry-agent settings` lists all")
+    for section in ("serving", "rules", "rules.lifecycle", "rules.download", "rules.health"):
+        table: Any = document
+        for part in section.split("."):
+            table = table.get(part, {}) if isinstance(table, dict) else {}
+        known = {field.name for field in msgspec.structs.fields(_SECTIONS[section])}
+        for name in table if isinstance(table, dict) else ():
+            if name not in known:  # those structs belong to others, who are lenient
+                raise _invalid(source, f"{section}.{name}", _UNKNOWN)
     try:
         settings = msgspec.convert(document, Settings)
     except msgspec.ValidationError as error:

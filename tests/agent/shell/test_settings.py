@@ -16,7 +16,7 @@ profile = "generic-x86-64"
 [hub]
 broker = "mqtt://hub.local"
 username = "line-3"
-password = "secret"
+password = "hunter2"
 key = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 publishers = ["ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
 [serving]
@@ -55,6 +55,22 @@ def test_the_environment_stands_over_the_file_and_flags_over_both(tmp_path: Path
     assert load(path, environ=environ, overrides=["spool.budget_mb=9"]).spool.budget_mb == 9
 
 
+def test_the_rules_can_be_set_too(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "[rules.lifecycle]\nbackoff_s = 0.5\n")
+    found = load(path, environ={"SKERRY_AGENT_RULES_DOWNLOAD_QUIET_S": "9"}, overrides=["rules.objects_at_once=2"])
+    assert found.rules.lifecycle.backoff_s == 0.5
+    assert found.rules.download.quiet_s == 9.0
+    assert found.rules.objects_at_once == 2
+
+
+def test_relative_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + '[state]\nfolder = "state"\n')
+    found = load(path, environ={})
+    assert found.folder == tmp_path / "state"
+    assert found.sources[0].path == str(tmp_path / "heldout.npz")
+    assert load(path, environ={}, overrides=["state.folder=here"]).folder == Path("here")
+
+
 def test_no_file_at_all() -> None:
     found = load(None, environ={"SKERRY_AGENT_DEVICE_ID": "d", "SKERRY_AGENT_DEVICE_PROFILE": "p"})
     assert found.device.profile == "p"
@@ -80,6 +96,7 @@ def test_no_file_at_all() -> None:
         ('module = "digits"', "", "sources[0].endpoint", "name the endpoint"),
         ('path = "heldout.npz"', "", "sources[0].path", "a replay source needs one"),
         ("rate = 2.5", "rate = -1", "sources[0].rate", "Expected `float` >= 0"),
+        ("[device]", "[rules.health]\ncrash = 1\n[device]", "rules.health.crash", "there is no such setting"),
         ("[device]", "[device", "", "it is not TOML"),
     ],
 )
@@ -117,7 +134,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_secrets_are_masked(tmp_path: Path) -> None:
-    assert "secret" not in str(redacted(load(write(tmp_path, GOOD), environ={})))
+    assert "hunter2" not in str(redacted(load(write(tmp_path, GOOD), environ={})))
 
 
 def test_the_catalogue_lists_every_setting_with_help_and_a_variable_that_works() -> None:

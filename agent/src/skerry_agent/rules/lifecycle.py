@@ -93,13 +93,13 @@ LIVE: Final = frozenset((Step.SOAK, Step.SERVE, Step.ROLLBACK))
 class LifecycleSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds are monotonic. The time to load is the manifest's ``resources.load_timeout_s``."""
 
-    verify_s: float = 60.0
-    install_s: float = 900.0
-    golden_s: float = 300.0
-    warm_s: float = 60.0
+    verify_s: float = 60.0  # time to read and verify an index
+    install_s: float = 900.0  # time to lay the files out
+    golden_s: float = 300.0  # time for the golden test
+    warm_s: float = 60.0  # time to warm up
     grace_s: float = 15.0  # on top of a timeout that the worker's own watchdog should have kept
     backoff_s: float = 2.0  # before a failed step is tried again; doubles each time
-    backoff_max_s: float = 300.0
+    backoff_max_s: float = 300.0  # the longest such pause
     revive_s: float = 600.0  # a proven version that failed and has nothing to fall back on is tried again so often
     stable_s: float = 60.0  # serving this long clears the count of restarts
 

@@ -15,8 +15,8 @@ class BrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     lifecycle: LifecycleSettings = LifecycleSettings()
     download: DownloadSettings = DownloadSettings()
     health: HealthSettings = HealthSettings()
-    objects_at_once: int = 4
-    max_index_bytes: int = 4 * 1024 * 1024
+    objects_at_once: int = 4  # objects that are downloaded side by side
+    max_index_bytes: int = 4 * 1024 * 1024  # a larger index is refused before it is fetched
     spare_disk_mb: int = 32  # stays free for the spool, the state and the system
     report_progress_s: float = 5.0  # between reports that differ in progress only
     save_retry_s: float = 1.0  # after a failed save; doubles each time …
