@@ -188,6 +188,7 @@ def test_a_missing_file_is_named(name: str, board: Any, copy: Path, tmp_path: Pa
     ("options", "code", "words"),
     [
         ({"dma": "axi_dma_7"}, "board.wrong_metadata", "has no IP 'axi_dma_7', only axi_dma_0, network_0"),
+        ({"dma": "network_0"}, "board.wrong_metadata", "network_0 is no AXI DMA engine in direct mode"),
         ({"core": "network_9"}, "board.wrong_metadata", "has no IP 'network_9'"),
         ({"identity": 1}, "board.wrong_bitstream", "the module was made for 0x1"),
         ({"core": ""}, "board.hang", "the input transfer did not end"),

@@ -120,6 +120,7 @@ def reordered(meaning: str) -> Callable[[Array], Array]:
 BOARDS: list[tuple[str, Callable[[Array], Array], str | None, str]] = [
     ("a good one", right, None, ""),
     ("no flush", lambda rows: right(np.zeros_like(rows)), "board.stale_memory", "no flush"),
+    ("the same input from before", lambda rows: right(SENT), "board.stale_memory", "no flush"),
     ("an old input", lambda rows: right(np.repeat(SENT[:1], len(rows), axis=0)), "board.stale_memory", "no flush"),
     ("no invalidate", lambda rows: np.full((len(rows), 4), SENTINEL, np.uint8), "board.stale_memory", "no invalidate"),
     *((f"order: {meaning}", reordered(meaning), "board.wrong_order", meaning) for meaning in REORDERINGS),

@@ -47,6 +47,7 @@ class PynqModel:
             self._overlay = _configure(bitstream)
             self._dma = self._ip(options.dma)
             self._core = self._ip(options.core) if options.core else None
+        self._check_dma()
         self._check_identity()
         self._check_sizes()
         self._buffers: list[Any] = []
@@ -135,10 +136,13 @@ class PynqModel:
         channel.wait()
 
     def _configure_anew(self) -> None:
-        with quiet():
-            self._overlay.download()
-        self._dma.recvchannel.start()
-        self._dma.sendchannel.start()
+        try:
+            with quiet():
+                self._overlay.download()
+            self._dma.recvchannel.start()
+            self._dma.sendchannel.start()
+        except Exception as error:  # as in _configure
+            raise ResourceError("board.dma_error", f"cannot configure the board anew: {error}") from error
         self._spoiled = False
 
     # -- checks after configuration ----------------------------------------------------------------------------------
@@ -150,7 +154,20 @@ class PynqModel:
                 "board.wrong_metadata",
                 f"cannot use the overlay: its .hwh has no IP {name!r}, only {names}; mend [options]",
             )
-        return getattr(self._overlay, name)
+        found = self._overlay
+        for part in name.split("/"):  # an IP inside a hierarchy is named hierarchy/ip
+            found = getattr(found, part)
+        return found
+
+    def _check_dma(self) -> None:
+        parameters = getattr(self._dma, "description", {}).get("parameters", {})
+        channels = all(getattr(self._dma, side, None) is not None for side in ("sendchannel", "recvchannel"))
+        if not channels or int(parameters.get("c_include_sg", 0)):
+            raise PeerError(
+                "board.wrong_metadata",
+                f"cannot use the overlay: {self._options.dma} is no AXI DMA engine in direct mode with both channels; "
+                "name another in [options], or build it without scatter-gather",
+            )
 
     def _check_identity(self) -> None:
         if self._core is None or self._options.identity_register < 0:
