@@ -76,6 +76,11 @@ class Brain:
         return self.desired.revision if self.desired else 0
 
     @property
+    def waits_for_disk(self) -> bool:
+        """A save failed: decisions are held back until one succeeds."""
+        return self._save_at is not None
+
+    @property
     def document(self) -> bytes:
         """The signed document in force, as it arrived; empty for none."""
         return self._document

@@ -74,6 +74,7 @@ class Machine(Steps):
             self._enter(slot, record, Step.WANT, now)
         else:
             slot.candidate = record.digest
+            self.live(record.digest).started = False
             self._start_candidate(slot, now)
 
     def keep(self, wanted: DesiredModule) -> None:
@@ -165,6 +166,8 @@ class Machine(Steps):
             self.emit(Severity.WARNING, live.crashes.code, message, record)
             if live.crashes.looping(now) or not event.restarting:
                 self._fail(slot, record, live.crashes.code, f"{message}, too often", now)
+        elif record.step in (Step.GOLDEN, Step.WARM) and not event.restarting:
+            self._fail(slot, record, live.crashes.code, f"the worker ended ({event.reason})", now)
         self.route()
 
     def traffic(self, event: fx.Traffic, now: float) -> None:
@@ -199,6 +202,11 @@ class Machine(Steps):
 
 
 def installed_orphans(installed: Collection[str], slots: Mapping[str, Slot]) -> list[str]:
-    """Module folders that no record knows."""
-    known = {digest for slot in slots.values() for digest in slot.records}
-    return sorted(set(installed) - known)
+    """Module folders that no version needs."""
+    needed = {
+        digest
+        for slot in slots.values()
+        for digest, record in slot.records.items()
+        if record.step is not Step.FAILED or record.good
+    }
+    return sorted(set(installed) - needed)

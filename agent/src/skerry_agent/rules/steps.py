@@ -16,7 +16,7 @@ from skerry_agent.rules import effects as fx
 from skerry_agent.rules import verify
 from skerry_agent.rules.fetch import Fetcher
 from skerry_agent.rules.health import Soak
-from skerry_agent.rules.lifecycle import SETTLED, TABLE, Step, Undo, backoff, judge, retreat
+from skerry_agent.rules.lifecycle import SETTLED, TABLE, TERMINAL, Step, Undo, backoff, judge, retreat
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
 from skerry_agent.rules.versions import Live, Versions
@@ -180,7 +180,7 @@ class Steps(Versions):
         slot.current = record.digest
         slot.candidate = "" if slot.candidate == record.digest else slot.candidate
         if before is not None and before is not record:
-            keep = before.step is Step.SERVE
+            keep = before.step not in TERMINAL
             slot.last_good = before.digest if keep else ""
         elif older is record:
             slot.last_good = ""
@@ -188,7 +188,10 @@ class Steps(Versions):
         self.emit(Severity.INFO, "module.serving", f"version {record.version} serves", record)
         if before is not None and before is not record:
             self._unload(before)
-            if slot.last_good != before.digest:  # it had failed: nothing to go back to
+            if slot.last_good == before.digest:
+                before.step = Step.SERVE
+                self.live(before.digest).wake = None
+            else:  # it had failed: nothing to go back to
                 before.good = False
                 self._live.pop(before.digest, None)
                 self.out.append(fx.Remove(before.digest))
@@ -274,6 +277,8 @@ class Steps(Versions):
         slot.last_good = "" if slot.last_good == digest else slot.last_good
         revive = was_current and not slot.last_good and record.good
         self._take_back(slot, record, was=was, keep=Undo.REMOVE_FOLDER if revive else None)
+        if not revive:  # also what an earlier start of the agent had laid out
+            self.out.append(fx.Remove(digest))
         record.good = revive
         self._mark(record, step, now)
         severity = Severity.INFO if record.reason == "install.superseded" else Severity.ERROR

@@ -64,6 +64,7 @@ class Device:
         self.brain: Brain | None = None
         self.policy = SpoolPolicy(SPOOL)
         self.loaded: set[str] = set()
+        self.died: set[str] = set()  # by themselves: the brain may not know yet
         self.routes: dict[str, tuple[str, ...]] = {}
         self.boots = 0
         self._queue: deque[fx.Event] = deque()
@@ -345,6 +346,7 @@ class Device:
             return None
         self.world.truth.loaded(self, digest)
         self.loaded.add(digest)
+        self.died.discard(digest)
         return fx.Done("Load", digest)
 
     def _live_faults(self, digests: tuple[str, ...]) -> None:
@@ -369,6 +371,7 @@ class Device:
             restarting = self.rng.random() < 0.8
             if not restarting:
                 self.loaded.discard(digest)
+                self.died.add(digest)
             self.feed(fx.WorkerExited(digest, self.rng.choice(("signal 9", "hang")), restarting=restarting))
 
     # -- spool

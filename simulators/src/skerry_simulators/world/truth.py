@@ -49,7 +49,7 @@ class Truth:
             module = self._world.library.get(digest)
             if module is None or module.behaviour in UNTRUSTED:
                 raise Violation(f"{device.id} serves {digest[:12]}, which no trusted publisher signed")
-            if digest not in device.loaded:
+            if digest not in device.loaded and digest not in device.died:
                 raise Violation(f"{device.id} routes to {module.name}@{module.version}, which is not loaded")
             if module.behaviour in BAD and module.behaviour not in LIVE_FAULTS:
                 raise Violation(f"{device.id} serves {module.name}@{module.version}: {module.behaviour}")
@@ -105,6 +105,8 @@ class Truth:
                 for record in slot.records.values():
                     if record.step not in SETTLED:
                         return f"{device.id} {record.name}@{record.version} is at {record.step}: {record.message}"
+            if device.brain.waits_for_disk:
+                return f"{device.id} cannot save"
             if device.policy.records:
                 return f"{device.id} has {device.policy.records} records in its spool"
         return ""
