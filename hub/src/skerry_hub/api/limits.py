@@ -12,6 +12,9 @@ from skerry_modules.errors import InputError
 
 _UPLOAD: Final = re.compile(r"/api/v1/models/[^/]+/versions/?")
 
+DRAIN_BYTES: Final = 64 * 1024 * 1024
+"""How much of a body that is refused for its size is still read."""
+
 
 class BodyLimit:
     """ASGI middleware: answers 413 instead of taking a body that is too large, declared or not."""
@@ -25,6 +28,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._limit:
+            await _drain(receive)
             await problems.response(self._error(), scope["path"])(scope, receive, send)
             return
         taken = 0
@@ -46,3 +50,13 @@ class BodyLimit:
             f"cannot take a body of more than {self._limit} bytes here: send less, or raise SKERRY_HUB_BODY_MAX_BYTES",
             **data,
         )
+
+
+async def _drain(receive: Receive) -> None:
+    """Read a refused body away, as far as is bearable: an answer that comes before its end could be lost with it."""
+    left = DRAIN_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return

@@ -178,6 +178,7 @@ async def register_version(  # noqa: PLR0917 - FastAPI passes by name
         git_dirty=git_dirty,
         tags=queries.parse_tags(tag or ()),
     )
+    declared = request.headers.get("content-length", "")
     body = UploadedBody(request.stream(), hub.settings.package_max_bytes)
     limits = Limits(
         max_files=hub.settings.package_max_files,
@@ -185,6 +186,7 @@ async def register_version(  # noqa: PLR0917 - FastAPI passes by name
         max_total_bytes=hub.settings.package_max_bytes,
     )
     try:
+        body.check(int(declared) if declared.isdigit() else 0)
         view = await run_in_threadpool(_register, hub, name, body, provenance, limits)
     except ClientDisconnect:
         raise InputError(
@@ -285,7 +287,22 @@ class UploadedBody:
         taken, self._buffer = (self._buffer, b"") if size < 0 else (self._buffer[:size], self._buffer[size:])
         return taken
 
+    def check(self, size: int) -> None:
+        """Refuse a body of this size, declared or come, if it is over the limit.
+
+        Raises:
+            InputError: ``request.too_large``.
+        """
+        if size > self._limit:
+            raise InputError(
+                "request.too_large",
+                f"cannot take a package of more than {self._limit} bytes: make it smaller, "
+                "or raise SKERRY_HUB_PACKAGE_MAX_BYTES",
+                limit=self._limit,
+            )
+
     async def drain(self) -> None:
+        """Read away what is left, as far as the limit goes."""
         while not self._ended:
             await self._next()
 
@@ -293,14 +310,7 @@ class UploadedBody:
         async for piece in self._stream:
             if piece:
                 self._taken += len(piece)
-                if self._taken > self._limit:
-                    self._ended = True  # no more of it, not even to throw away
-                    raise InputError(
-                        "request.too_large",
-                        f"cannot take a package of more than {self._limit} bytes: make it smaller, "
-                        "or raise SKERRY_HUB_PACKAGE_MAX_BYTES",
-                        limit=self._limit,
-                    )
+                self.check(self._taken)
                 return piece
         self._ended = True
         return b""

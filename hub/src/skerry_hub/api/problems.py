@@ -87,6 +87,8 @@ def translate(error: Exception) -> SkerryError:
     """Any exception that reaches the edge, as one of ours."""
     if isinstance(error, SkerryError):
         return error
+    if isinstance(error.__cause__, SkerryError):  # the framework wraps what goes wrong while it reads a body
+        return error.__cause__
     if isinstance(error, RequestValidationError):
         return _validation(error)
     if isinstance(error, HTTPException):
