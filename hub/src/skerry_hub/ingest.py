@@ -276,7 +276,7 @@ class Ingest:
         for device, at in batch.seen.items():
             patch = batch.patches.get(device)
             if patch is None and at - self._seen.get(device, 0) >= self.settings.seen_s * 1000:
-                batch.patches[device] = Patch(online=True, seen_at=at)
+                batch.patches[device] = Patch(online=True, presence_at=at, seen_at=at)
             elif patch is not None:
                 patch.seen_at = at
 

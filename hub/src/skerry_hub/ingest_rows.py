@@ -148,7 +148,10 @@ class Batch:
         self.seen[item.device] = item.received_at
         patch = self.patches.get(item.device)
         if patch is not None and patch.online is False:
-            patch.online = True  # it speaks after that last will, which was an older connection's
+            patch.online, patch.presence_at = (
+                True,
+                item.received_at,
+            )  # it speaks after that last will, which was an older connection's
 
     def _mark(self, key: MarkKey) -> tuple[int, int]:
         here = self.marks.get(key)
@@ -221,7 +224,7 @@ class Batch:
         _same_device(item, hello.device)
         _check_epoch(hello.epoch)
         patch = self._patch(item)
-        patch.online = True
+        patch.online, patch.presence_at = True, item.received_at
         patch.boot, patch.epoch, patch.agent = hello.boot, hello.epoch.hex(), hello.agent
         patch.facts = _json.encode(hello.facts).decode()
         patch.reported_revision = hello.revision
@@ -236,8 +239,7 @@ class Batch:
         boot = patch.boot or self._boot_of(item.device)
         if not said.online and said.boot and boot and said.boot != boot:
             return  # the last will of a boot before this one
-        patch.online = said.online
-        patch.presence_at = item.received_at
+        patch.online, patch.presence_at = said.online, item.received_at
         if said.online and said.boot:
             patch.boot = said.boot
 

@@ -110,10 +110,15 @@ class Writer:
         self._many(self._upsert("device_module"), list(rows.values()))
 
     def _patches(self, batch: Batch) -> None:
-        changes = ", ".join(f"{name} = COALESCE({self._sign}, {name})" for name in _PATCHED)
-        rows = [
-            (*(getattr(patch, name) for name in _PATCHED), device) for device, patch in sorted(batch.patches.items())
-        ]
+        sign = self._sign
+        changes = ", ".join(f"{name} = COALESCE({sign}, {name})" for name in _PATCHED if name != "presence_at")
+        # Presence is said again with every reconnect of either side: the time is that of the last change.
+        changes += (
+            f", presence_at = CASE WHEN CAST({sign} AS BOOLEAN) = online THEN presence_at"
+            f" ELSE COALESCE(CAST({sign} AS BIGINT), presence_at) END"
+        )
+        names = [name for name in _PATCHED if name != "presence_at"] + ["online", "presence_at"]
+        rows = [(*(getattr(patch, name) for name in names), device) for device, patch in sorted(batch.patches.items())]
         self._many(f"UPDATE device SET {changes} WHERE id = {self._sign}", rows)  # noqa: S608 - names are ours
 
     def _append(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
