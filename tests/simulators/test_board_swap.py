@@ -10,10 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from examples.parts import built, read
+from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving.plane import Plane
 from skerry_agent.serving.settings import ServingSettings
 from skerry_modules import profiles
@@ -197,6 +201,29 @@ def test_traffic_goes_back_if_the_new_version_fails_while_it_serves(tmp_path: Pa
     run(body)
 
 
+def test_two_modules_do_not_take_the_board_from_each_other(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with device(tmp_path) as board:
+            await board.load(GOOD)
+            board.route(GOOD)
+            load = Load(board.plane)
+            await load.more()
+            other = msgspec.structs.replace(read(folder(BETTER)), name="letters")
+            with pytest.raises(SkerryError) as caught:
+                await board.plane.load(BETTER, folder(BETTER), other, 1, LIMITS)
+            assert caught.value.code == "board.busy"
+            assert "and digits-fpga 1 serves; take that off the device first" in caught.value.message
+            await load.more()
+            await load.end()
+            assert load.failures == []
+            board.plane.set_routes(ENDPOINT, (), ())  # it was taken off, and its worker is about to go
+            await board.plane.load(BETTER, folder(BETTER), other, 1, LIMITS)
+            await board.plane.unload(GOOD)
+            assert await board.prove(BETTER)
+
+    run(body)
+
+
 def test_a_killed_worker_takes_the_board_again(tmp_path: Path) -> None:
     async def body() -> None:
         async with device(tmp_path) as board:
@@ -223,3 +250,20 @@ def test_a_board_that_hangs_is_named_at_load(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setenv("SKERRY_FPGA_FAULTS", "hang")
     run(body)
+
+
+@given(sizes=st.lists(st.integers(0, 100), max_size=20), sent=st.integers(0, 5), left=st.sets(st.integers(0, 19)))
+def test_what_is_handed_over_is_what_waits_and_still_wants_an_answer(
+    sizes: list[int], sent: int, left: set[int]
+) -> None:
+    queue = Dispatch(window=sent, window_bytes=1000, queue_requests=50, queue_bytes=5000, run_limit_s=1.0)
+    tickets = [Ticket(number, None, size, 10.0) for number, size in enumerate(sizes)]
+    assert all(queue.offer(ticket) for ticket in tickets)
+    flying = queue.send(0.0)
+    for ticket in tickets:
+        ticket.done = ticket.number in left
+    taken = queue.take_waiting()
+    assert taken == [ticket for ticket in tickets if ticket not in flying and not ticket.done]
+    assert list(queue.flying.values()) == flying
+    assert queue.take_waiting() == []
+    assert queue.offer(Ticket(99, None, 5000, 10.0)), "their bytes are no longer counted"

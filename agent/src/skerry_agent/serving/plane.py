@@ -121,7 +121,7 @@ class Plane:
         held = self._versions.get(digest)
         if held is not None and held.ready:
             return held.facts
-        await self._clear_device(digest, manifest.engine)
+        await self._clear_device(digest, manifest)
         if held is not None and held.suspended:
             held.suspended = False
             return await self._start(held)
@@ -151,12 +151,27 @@ class Plane:
 
     # -- engines whose device holds one version at a time (``ports.Engine.exclusive``)
 
-    async def _clear_device(self, digest: str, engine: str) -> None:
-        """Suspend the engine's other versions: their requests wait until routes change or they are resumed."""
-        if engines.get(engine).exclusive:
-            for rival in self._of(engine):
-                if rival.digest != digest and not rival.suspended:
-                    await rival.suspend(self.settings.drain_timeout_s)
+    async def _clear_device(self, digest: str, manifest: Manifest) -> None:
+        """Suspend the engine's other versions: their requests wait until routes change or they are resumed.
+
+        Raises:
+            ResourceError: ``board.busy``: another module serves there; two would take the device from each other.
+        """
+        if not engines.get(manifest.engine).exclusive:
+            return
+        rivals = [one for one in self._of(manifest.engine) if one.digest != digest and not one.suspended]
+        for rival in rivals:
+            if rival.manifest.name != manifest.name and self._is_routed(rival):
+                raise ResourceError(
+                    "board.busy",
+                    f"cannot load {manifest.name}: the engine {manifest.engine} holds one module at a time here, and "
+                    f"{rival.manifest.name} {rival.number} serves; take that off the device first",
+                )
+        for rival in rivals:
+            await rival.suspend(self.settings.drain_timeout_s)
+
+    def _is_routed(self, version: Version) -> bool:
+        return any(version in endpoint.versions for endpoint in self._endpoints.values())
 
     def _restore_device(self, engine: str) -> None:
         """Let the version before take the device again, if no other has it."""
@@ -266,8 +281,7 @@ class Plane:
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
         for version in before.versions if before is not None and live else ():
-            routed = any(version in other.versions for other in self._endpoints.values())
-            if version.suspended and not routed:
+            if version.suspended and not self._is_routed(version):
                 version.hand_over(made.choose())
 
     def is_ready(self) -> bool:
