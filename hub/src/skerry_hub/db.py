@@ -24,7 +24,7 @@ from typing import Any, Final
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
 from sqlmodel import Session, SQLModel
 
 from skerry_modules.errors import InputError, ResourceError
@@ -171,7 +171,7 @@ def _postgresql(url: URL, pool: int) -> Engine:
 
 @contextlib.contextmanager
 def _speaking_our_errors(database: Database) -> Iterator[None]:
-    """The adapter's boundary: a database that is away is a ResourceError; a broken rule stays what it is."""
+    """The adapter's boundary: a database that is away is a ResourceError, a value that it cannot hold an InputError."""
     try:
         yield
     except OperationalError as error:
@@ -180,6 +180,10 @@ def _speaking_our_errors(database: Database) -> Iterator[None]:
         advice = "stop the other program that writes to it" if held else "check that it runs and that the URL is right"
         raise ResourceError(
             "resource.database_unreachable", f"cannot reach the database {database}: {problem}; {advice}"
+        ) from error
+    except DataError as error:  # such as a NUL in a text, which PostgreSQL does not take and SQLite does
+        raise InputError(
+            "request.invalid", f"cannot use a value of this request: {_first_line(error)}; leave it out or change it"
         ) from error
 
 
