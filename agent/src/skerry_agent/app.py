@@ -93,7 +93,7 @@ class App:
 
     async def _start(self) -> None:
         settings, folder = self.settings, self.settings.folder
-        self.disk = Disk(folder, reserve_mb=settings.state.reserve_mb, sync_chunks=settings.state.sync_chunks)
+        self.disk = Disk(folder, reserve_mb=settings.rules.spare_disk_mb, sync_chunks=settings.state.sync_chunks)
         spool = await self._in_state_thread(
             lambda: Spool(folder / "spool.db", _spool_settings(settings), journal=settings.reporting.journal)
         )
@@ -255,7 +255,8 @@ class App:
 
     async def _report_health(self) -> None:
         while True:
-            health = self.health.read(self.outbox.facts, self.outbox.dropped)
+            # Off the loop: reading /proc takes milliseconds that a scored request would wait for.
+            health = await self._in_state_thread(lambda: self.health.read(self.outbox.facts, self.outbox.dropped))
             self.outbox.put("health", health)
             wanted = self.brain.desired.settings if self.brain.desired else None
             await asyncio.sleep((wanted.health_s if wanted else 0.0) or self.settings.reporting.health_s)

@@ -236,8 +236,8 @@ class Disk:
         return data
 
     def free_mb(self) -> int:
-        """Disk that a download may still take, in MB: what is free, less the reserve."""
-        return max(0, self._free(self._folder) - self._reserve) // MB
+        """What is free on the disk, in MB; the reserve is in it."""
+        return self._free(self._folder) // MB
 
     def used_mb(self) -> int:
         """What objects, downloads and versions take; a file with two hard links counts once."""

@@ -23,6 +23,7 @@ PENDING_BYTES: Final = 4 * 1024 * 1024
 """Records that wait in memory for a disk that refuses them."""
 
 _RETRY_S: Final = 5.0
+_TIDY_RECORDS: Final = 256
 _ENVELOPE_BYTES: Final = 64
 _URGENT: Final = frozenset({Stream.ALARM, Stream.STATE, Stream.RESULT})
 
@@ -74,7 +75,10 @@ class Outbox:
         self._pending.append(Record(kind, data, wall_ms(), coalesce, journal=kind == "event"))
         now = time.monotonic()
         due = now if STREAM_OF[kind] in _URGENT else now + self._gather_s
-        self._flush_at = due if self._flush_at is None else min(self._flush_at, due)
+        if self._failing:  # the disk is tried again at its time, not with each record
+            self._bound()
+        elif self._flush_at is None or due < self._flush_at:
+            self._flush_at = due
         self._wake.set()
 
     def linked(self, up: bool) -> None:
@@ -111,16 +115,18 @@ class Outbox:
     async def turn(self) -> None:
         """One round: commit what is pending, take in acks, send what is due."""
         async with self._turn:
-            pending, self._pending = self._pending, []
+            pending: list[Record] = []
+            if not self._failing or self._flush_at is None or time.monotonic() >= self._flush_at:
+                pending, self._pending, self._flush_at = self._pending, [], None
             acks, self._acks = self._acks, []
             link, self._link = self._link, None
-            self._flush_at = None
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._work, pending, acks, link)
-            error, outgoing, self.facts = await work
+            # Shielded: when the agent stops, what is queued for the thread must still be written.
+            error, outgoing, self.facts = await asyncio.shield(work)
             self.epoch = self._spool.epoch
             if error:
                 self._put_back(pending)
-            if bool(error) != self._failing:
+            if pending and bool(error) != self._failing:
                 self._failing = bool(error)
                 self._trouble(error)
             for one in outgoing:
@@ -139,7 +145,7 @@ class Outbox:
         try:
             if pending:
                 self._spool.append(pending)
-            elif acks:
+            elif self._spool.untidy >= _TIDY_RECORDS:
                 self._spool.tidy()
         except SkerryError as caught:
             error = caught
@@ -149,20 +155,24 @@ class Outbox:
         return error, outgoing, facts
 
     def _put_back(self, records: list[Record]) -> None:
-        """Keep what the disk refused, the urgent first, within the bound."""
-        waiting = records + self._pending
+        """Keep what the disk refused, and try again in a while."""
+        self._pending = records + self._pending
+        self._bound()
+        self._flush_at = time.monotonic() + _RETRY_S
+
+    def _bound(self) -> None:
+        """Hold what waits in memory within its bound: the urgent first, each stream in its order."""
+        if sum(len(record.body) for record in self._pending) <= PENDING_BYTES:
+            return
         room = PENDING_BYTES
         kept: list[Record] = []
-        for stream in sorted(Stream):
-            for record in waiting:
-                if STREAM_OF[record.kind] == stream:
-                    room -= len(record.body)
-                    if room >= 0:
-                        kept.append(record)
-                    else:
-                        self._dropped += 1
+        for record in sorted(self._pending, key=lambda record: STREAM_OF[record.kind]):
+            room -= len(record.body)
+            if room >= 0:
+                kept.append(record)
+            else:
+                self._dropped += 1
         self._pending = kept
-        self._flush_at = time.monotonic() + _RETRY_S
 
     async def journal(self, limit: int) -> list[JournalEntry]:
         """The last events, oldest first."""
@@ -171,7 +181,7 @@ class Outbox:
     @property
     def dropped(self) -> dict[str, int]:
         """Records dropped since the start, by stream; ``unstored``: never reached the disk."""
-        found: dict[str, int] = dict(self.facts["dropped"])
+        found = dict(self.facts["dropped"])
         if self._dropped:
             found["unstored"] = self._dropped
         return found

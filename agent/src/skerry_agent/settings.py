@@ -75,7 +75,6 @@ class State(_Section, frozen=True, kw_only=True):
     """Where the agent keeps what must outlive it."""
 
     folder: Annotated[str, _meta("The state folder; one agent per folder.")] = "/var/lib/skerry"
-    reserve_mb: Annotated[int, _meta("Disk space that downloads leave free.", "MB", ge=0)] = 64
     sync_chunks: Annotated[
         int, _meta("Chunks of a download between two flushes to disk; a power cut loses at most these.", "chunks", ge=1)
     ] = 16

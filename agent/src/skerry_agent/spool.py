@@ -91,6 +91,7 @@ class Spool:
         self._journal = journal
         self._acks: dict[int, int] = {}
         self._linked = False
+        self.untidy = 0  # records that were acknowledged and not deleted yet
         self.damaged = False  # whether a broken database was moved aside
         try:
             self._open()
@@ -149,6 +150,8 @@ class Spool:
             for record in records:
                 stored += self._append(record)
             self._db.execute("COMMIT")
+            self._acks.clear()
+            self.untidy = 0
         except sqlite3.Error as error:
             self._recover()
             raise ResourceError(
@@ -217,7 +220,9 @@ class Spool:
         """The hub's marks came. Deletion waits for the next commit, or for :meth:`tidy`."""
         if ack.epoch != self.epoch:
             return Acked()
+        before = self.policy.records
         outcome = self.policy.acked(ack.marks, now)
+        self.untidy += before - self.policy.records
         for stream, upto in outcome.upto.items():
             self._acks[stream] = upto
         if outcome.torn:
@@ -228,16 +233,20 @@ class Spool:
         """Delete what was acknowledged and give free pages back, when nothing else commits."""
         if not self._acks:
             return
-        with contextlib.suppress(sqlite3.Error):
+        try:
             self._db.execute("BEGIN IMMEDIATE")
             self._delete_acked()
             self._db.execute("COMMIT")
+            self._acks.clear()
+            self.untidy = 0
             self._db.execute("PRAGMA incremental_vacuum(256)")
+        except sqlite3.Error:  # a full disk: the next commit tries again, and until then nothing is lost
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
 
     def _delete_acked(self) -> None:
         for stream, upto in self._acks.items():
             self._db.execute("DELETE FROM records WHERE stream = ? AND seq <= ?", (stream, upto))
-        self._acks.clear()
 
     def _renew(self) -> None:
         """A new epoch. Numbers go on from where they are: the hub takes ``base`` as the start of a new epoch."""

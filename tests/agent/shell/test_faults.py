@@ -232,8 +232,8 @@ def test_no_space_ends_in_a_reason_before_the_first_byte(hub: FakeHub, daemon: M
 
 def test_a_full_disk_ends_in_a_reason(hub: FakeHub, daemon: Make, tmp_path: Path) -> None:
     agent = daemon(start=False)
-    text = agent.config.read_text().replace("[serving]", "reserve_mb = 100000000\n[serving]")
-    agent.config.write_text(text + "\n[rules.lifecycle]\nbackoff_s = 0.1\n")
+    rules = "[rules]\nspare_disk_mb = 100000000\n[rules.lifecycle]\nbackoff_s = 0.1\n"
+    agent.config.write_text(agent.config.read_text() + rules)
     agent.start()
     hub.desire(hub.pack(module_folder(tmp_path / "m")).wanted(1))
     state = hub.wait_phase(1, "Failed")

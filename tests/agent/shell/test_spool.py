@@ -157,6 +157,21 @@ def test_a_refused_write_keeps_what_was_there_and_the_next_one_works(tmp_path: P
     spool.close()
 
 
+def test_acknowledged_records_stay_acknowledged_through_a_refused_write(tmp_path: Path) -> None:
+    spool = opened(tmp_path / "s.db")
+    spool.append([event(1), event(2)])
+    spool.linked(True, 0.0)
+    assert len(drain(spool)) == 2
+    pages = spool._db.execute("PRAGMA page_count").fetchone()[0]
+    spool._db.execute(f"PRAGMA max_page_count = {pages}")
+    for _ in range(3):
+        with pytest.raises(ResourceError):
+            spool.append([health(number, 4000) for number in range(50)])
+        assert spool.policy.records == 0
+        assert drain(spool, 1000.0) == [], "the hub has these already"
+    spool.close()
+
+
 def test_the_journal_keeps_the_last_events_after_they_were_acknowledged(tmp_path: Path) -> None:
     spool = opened(tmp_path / "s.db")
     spool.append([event(number) for number in range(8)])

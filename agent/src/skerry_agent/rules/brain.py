@@ -66,6 +66,7 @@ class Brain:
         self._unsaved: list[fx.Effect] = []  # waiting for a save that failed
         self._last: list[fx.Effect] = []
         self._save_at: float | None = None
+        self._held_since = 0.0
         self._save_wait = self._settings.save_retry_s
 
     # -- what the daemon may look at
@@ -112,8 +113,13 @@ class Brain:
         """What to do about ``event``, in order."""
         if isinstance(event, fx.Failed) and event.effect == "Save":
             return self._save_failed(now)
-        if self._save_at is not None and isinstance(event, fx.ChunkArrived):
-            return []  # there is no room to store it; it will be asked for again
+        if self._save_at is not None:
+            if isinstance(event, fx.ChunkArrived):
+                return []  # there is no room to store it; it will be asked for again
+            if now >= self._save_at:
+                self._machine.postpone(now - self._held_since)
+            elif isinstance(event, fx.Tick):
+                return []  # what was asked for has not begun: its time does not run
         self._dispatch(event, now)
         self._follow_up(now)
         return self._finish(now)
@@ -244,6 +250,7 @@ class Brain:
         """Nothing of the last effects was done: they wait, in order, until a save succeeds."""
         self._unsaved = [effect for effect in self._last if not isinstance(effect, fx.Save)]
         self._last = []
+        self._held_since = now
         self._save_at = now + self._save_wait
         self._save_wait = min(self._save_wait * 2, self._settings.save_retry_max_s)
         return []

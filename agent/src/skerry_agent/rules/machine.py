@@ -185,6 +185,15 @@ class Machine(Steps):
             if problem:
                 self._fail(slot, record, "install.soak_failed", problem, now)
 
+    def postpone(self, seconds: float) -> None:
+        """Nothing that was asked for could begin for so long: deadlines and soaks move on."""
+        for live in self._live.values():
+            if live.due is not None:
+                live.due += seconds
+            if live.soak is not None:
+                live.soak.started += seconds
+                live.soak.ends += seconds
+
     def tick(self, now: float) -> None:
         self.out += self.fetcher.tick(now)
         self._fetched(now)
