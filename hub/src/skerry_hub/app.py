@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterable
 
 from fastapi import FastAPI
 from sqlmodel import Session
 
 from skerry_hub import broker as brokers
-from skerry_hub import desired, devices, keys
+from skerry_hub import desired, devices, keys, registry
 from skerry_hub.broker import Broker
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
@@ -48,6 +49,7 @@ class Hub:
         self.streaming: Streaming | None = None  # until the hub has started
         self.failure: SkerryError | None = None  # why it could not start, or had to stop by itself
         self._lease = Lease(self.db, self.address, seconds=settings.lease_s, on_lost=self._stop_process)
+        self._telling = threading.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._opened = False
 
@@ -89,7 +91,11 @@ class Hub:
         """
         await asyncio.to_thread(self.open)
         await asyncio.to_thread(self._start_streaming)
-        self._tasks = [asyncio.create_task(self.rollouts.run(), name="rollouts")]
+        self.bus.reopen()
+        for name, work in (("rollouts", self.rollouts.run()), ("collector", self._collect())):
+            task = asyncio.create_task(work, name=name)
+            task.add_done_callback(_tell)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
         """Stop what :meth:`start` started, as far as it came."""
@@ -114,7 +120,8 @@ class Hub:
 
     def refresh_credentials(self) -> None:
         """Tell the broker, and the ingest, which devices there are; call it after the commit."""
-        with self.db.read() as session:
+        # One at a time: of two, the one that read first must not be the one that is told last.
+        with self._telling, self.db.read() as session:
             self.broker.set_credentials(devices.credentials(session))
         if self.streaming is not None:
             self.streaming.ingest.forget_devices()
@@ -128,6 +135,18 @@ class Hub:
             hub_key=self.key.public.text(),
             publishers=[key.text() for key in keys.publishers(session).values()],
         )
+
+    async def _collect(self) -> None:
+        """Now and then delete objects that no version needs any more."""
+        while True:
+            await asyncio.sleep(self.settings.object_grace_s)
+            try:
+                gone = await asyncio.to_thread(
+                    registry.collect_garbage, self.db, self.objects, grace_s=self.settings.object_grace_s
+                )
+                log.info("collected %d objects that no version needs", len(gone))
+            except SkerryError as error:
+                log.warning("cannot collect objects now: %s", error)
 
     def _start_streaming(self) -> None:
         settings = self.settings
@@ -157,6 +176,12 @@ class Hub:
             f"cannot go on: the lease of {self.db} was lost; see that one hub only runs on it, and restart",
         )
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    """A part that ends by itself is a mistake of ours: it must not go unseen."""
+    if not task.cancelled() and task.exception():
+        log.critical("the part %s ended by a mistake of ours", task.get_name(), exc_info=task.exception())
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -20,6 +20,7 @@ from sqlmodel import Session, col, select
 
 from skerry_hub import audit, queries, scheduling
 from skerry_hub.queries import TagQuery
+from skerry_hub.rules.rollout import ACTIVE, DeviceStep
 from skerry_hub.tables import (
     Assignment,
     DesiredDocument,
@@ -27,6 +28,8 @@ from skerry_hub.tables import (
     DeviceModule,
     DeviceTag,
     ModelVersion,
+    Rollout,
+    RolloutDevice,
     StreamMark,
 )
 from skerry_modules import profiles, topics
@@ -145,9 +148,22 @@ def remove(session: Session, device: str, *, actor: str, now: int, reason: str =
     """Forget a device: it can no longer connect. Its telemetry, samples and events stay.
 
     Raises:
-        InputError: ``device.unknown``.
+        InputError: ``device.unknown``; ``device.in_use`` while a rollout runs on it, which may have to turn it back.
     """
     row = get(session, device)
+    running = (
+        select(Rollout.id)
+        .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))
+        .where(col(RolloutDevice.device) == device, col(Rollout.state).in_(ACTIVE))
+        .where(col(RolloutDevice.step) != DeviceStep.UNSCHEDULABLE)
+    )
+    if rollouts := sorted(number for number in session.exec(running) if number is not None):
+        raise InputError(
+            "device.in_use",
+            f"cannot remove the device {device}: rollout {rollouts[0]} runs on it; "
+            f"wait for it, or `skerry rollouts abort {rollouts[0]}`",
+            rollouts=rollouts,
+        )
     for table in (Assignment, DesiredDocument, DeviceTag, DeviceModule, StreamMark):
         session.exec(delete(table).where(col(table.device) == device))
     session.delete(row)

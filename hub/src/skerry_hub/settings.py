@@ -70,7 +70,9 @@ class Settings:
     body_max_bytes: int = _setting(1_000_000, "bytes", "Largest body of any other request")
     page_size: int = _setting(100, "rows", "Rows of a list when the caller names no limit")
     page_max: int = _setting(1000, "rows", "Most rows of a list in one answer")
-    object_grace_s: float = _setting(3600.0, "s", "How old an unreferenced object must be before it is collected")
+    object_grace_s: float = _setting(
+        3600.0, "s", "How old an unreferenced object must be before it is collected; looked at as often"
+    )
     stream_keepalive_s: float = _setting(15.0, "s", "Silence on the event stream after which a comment is sent")
     shutdown_s: float = _setting(3.0, "s", "How long a stopping hub waits for open requests")
     telemetry_days: float = _setting(30.0, "days", "How long telemetry is kept; 0: for ever")

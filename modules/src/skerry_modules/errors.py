@@ -25,6 +25,7 @@ CODES: dict[str, str] = {
     "module.exists": "The same content is registered already.",
     "device.unknown": "No such device.",
     "device.exists": "A device with this id exists.",
+    "device.in_use": "The device is part of a running rollout and cannot be removed.",
     "device.invalid_id": "A device id must be 1 to 64 of a-z, 0-9, '.', '_' and '-'.",
     "profile.unknown": "No such firmware profile.",
     "profile.invalid": "A field of the firmware profile is unknown, missing or of the wrong type.",

@@ -16,7 +16,8 @@ from sqlmodel import Session, select
 
 from skerry_hub import desired, devices, queries
 from skerry_hub.db import Database
-from skerry_hub.tables import Assignment, Device, EventRow, Model, ModelVersion
+from skerry_hub.rules.rollout import DeviceStep, RolloutState
+from skerry_hub.tables import Assignment, Device, EventRow, Model, ModelVersion, Rollout, RolloutDevice
 from skerry_modules import messages, trust
 from skerry_modules.compatibility import DeviceFacts, ModelFacts
 from skerry_modules.errors import BugError, InputError
@@ -184,6 +185,36 @@ def test_a_new_password_ends_the_old_one(sqlite: Database) -> None:
         hashed = devices.credentials(session)["gate-1"]
     assert devices.check_password(new, hashed)
     assert not devices.check_password(old, hashed)
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "removable"),
+    [
+        (RolloutState.RUNNING, DeviceStep.PENDING, False),
+        (RolloutState.PAUSED, DeviceStep.ASSIGNED, False),
+        (RolloutState.ROLLING_BACK, DeviceStep.SUCCEEDED, False),
+        (RolloutState.RUNNING, DeviceStep.UNSCHEDULABLE, True),
+        (RolloutState.SUCCEEDED, DeviceStep.SUCCEEDED, True),
+    ],
+)
+def test_a_device_in_a_running_rollout_stays(
+    sqlite: Database, state: RolloutState, step: DeviceStep, removable: bool
+) -> None:
+    with sqlite.session() as session:
+        a_device(session)
+        rollout = Rollout(
+            module="digits", version=1, target="*", plan="{}", state=state, created_by="alice", created_at=1
+        )
+        session.add(rollout)
+        session.flush()
+        session.add(RolloutDevice(rollout=rollout.id or 0, device="gate-1", wave=0, step=step))
+    with sqlite.session() as session:
+        if removable:
+            devices.remove(session, "gate-1", actor="alice", now=2)
+            return
+        with pytest.raises(InputError, match="cannot remove the device gate-1: rollout 1 runs on it") as caught:
+            devices.remove(session, "gate-1", actor="alice", now=2)
+    assert (caught.value.code, caught.value.data) == ("device.in_use", {"rollouts": [1]})
 
 
 # -- what is wanted ---------------------------------------------------------------------------------------------------

@@ -158,7 +158,10 @@ def remove_device(
     device: Id,
     reason: Annotated[str, Query(max_length=1000)] = "",
 ) -> None:
-    """Forget a device: it can no longer connect. Its telemetry, samples and events stay."""
+    """Forget a device: it can no longer connect. Its telemetry, samples and events stay.
+
+    Refused with `device.in_use` while a rollout runs on it.
+    """
     with hub.db.session() as session:
         devices.remove(session, device, actor=actor, now=now_ms(), reason=reason)
     hub.refresh_credentials()

@@ -37,6 +37,7 @@ _STATUS: Final[dict[str, HTTPStatus]] = {
     "module.in_use": HTTPStatus.CONFLICT,
     "module.exists": HTTPStatus.CONFLICT,
     "device.exists": HTTPStatus.CONFLICT,
+    "device.in_use": HTTPStatus.CONFLICT,
     "rollout.conflict": HTTPStatus.CONFLICT,
     "rollout.wrong_state": HTTPStatus.CONFLICT,
     "auth.missing": HTTPStatus.UNAUTHORIZED,
