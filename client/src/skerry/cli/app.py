@@ -293,7 +293,7 @@ def decode(
 def main() -> None:
     """The entry point: every error of ours becomes a sentence with a code, and an exit code."""
     try:
-        app()
+        app(prog_name="skerry")
     except SkerryError as error:
         sys.exit(output.fail(error, as_json="--json" in sys.argv))
     except OSError as error:
