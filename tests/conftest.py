@@ -69,9 +69,12 @@ def free_port() -> Callable[[], int]:
     return processes.free_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real headless Chromium, driven by Playwright; nothing is downloaded."""
+    """A real headless Chromium, driven by Playwright; nothing is downloaded.
+
+    One per module: while it runs, Playwright keeps an event loop in this thread, in which ``asyncio.run`` fails.
+    """
     program = need("chromium")
     from playwright.sync_api import sync_playwright
 

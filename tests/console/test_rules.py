@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry_hub.bus import Bus
@@ -74,6 +74,7 @@ def test_never_is_a_time_too() -> None:
     assert text.ago(0, 5) == "never"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_a_share_is_never_rounded_to_nothing_or_all(part: int, more: int) -> None:
     said = text.share(part, part + more)
@@ -81,6 +82,7 @@ def test_a_share_is_never_rounded_to_nothing_or_all(part: int, more: int) -> Non
     assert (said == "100 %") == (part > 0 and more == 0)
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("a<&>\"'-./"), max_size=30))
 def test_breakable_names_stay_escaped(name: str) -> None:
     from markupsafe import escape
@@ -93,6 +95,7 @@ waves = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(waves)
 def test_waves_are_read_as_they_are_written(given_waves: list[Wave]) -> None:
     assert parse_waves(format_waves(tuple(given_waves))) == tuple(given_waves)
@@ -112,6 +115,7 @@ def test_the_forms_defaults_are_a_possible_plan() -> None:
     assert RolloutForm(version="digits:3").module() == ("digits", 3)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*RolloutForm.__dataclass_fields__, "other"]), st.text(max_size=20)))
 def test_any_form_gives_a_plan_or_says_why_not(given_form: dict[str, str]) -> None:
     form = RolloutForm.read(given_form)
@@ -135,6 +139,7 @@ def test_search_takes_tags_and_parts_of_ids_together() -> None:
     assert search("*") == search("")
 
 
+@settings(deadline=None)
 @given(st.integers(-5, 10_000), st.integers(0, 10_000), st.integers(1, 100))
 def test_a_page_number_is_always_one_that_exists(number: int, total: int, size: int) -> None:
     page: Page[None] = Page(rows=[], number=clamp(number, total, size), total=total, size=size)
@@ -157,6 +162,7 @@ def test_a_wave_is_said_as_it_is(state: str, current: int, number: int, said: st
     assert wave_state(state, current, number) == said
 
 
+@settings(deadline=None)
 @given(st.sampled_from(RolloutState), st.integers(0, 3), st.integers(0, 3))
 def test_every_wave_of_every_rollout_has_a_state(state: RolloutState, current: int, number: int) -> None:
     assert wave_state(state, current, number)
@@ -181,6 +187,7 @@ def body(values: list[float]) -> bytes:
     )
 
 
+@settings(deadline=None)
 @given(windows)
 def test_no_request_is_lost_or_counted_twice(given_windows: list[tuple[int, int, int]]) -> None:
     series = Series(5_000, 240)

@@ -34,6 +34,8 @@ def wants_html(request: Request) -> bool:
 
 def error_page(request: Request, *, status: int, code: str, message: str) -> HTMLResponse:
     """A whole page; for htmx a notice in the page that is open, so that nothing typed is lost."""
+    if code == "request.not_found":
+        message = f"There is no page {request.url.path!r} on this hub. Check the address, or start from the overview."
     if is_partial(request):
         text = environment().get_template("parts/flash.html").render(code=code, message=message)
         return HTMLResponse(
@@ -53,9 +55,4 @@ def error_page(request: Request, *, status: int, code: str, message: str) -> HTM
 
 
 def not_found(request: Request) -> HTMLResponse:
-    return error_page(
-        request,
-        status=404,
-        code="",
-        message=f"There is no page {request.url.path!r} on this hub. Check the address, or start from the overview.",
-    )
+    return error_page(request, status=404, code="request.not_found", message="")

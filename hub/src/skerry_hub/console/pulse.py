@@ -18,7 +18,7 @@ from skerry_hub.tables import TelemetryRow
 
 WIDTH_MS: Final = 5_000
 SPAN_MS: Final = 1_800_000
-MAX_ROWS: Final = 60_000
+MAX_ROWS: Final = 30_000
 """The most rows read at once, newest first: a large fleet's chart begins with what it has and grows from there."""
 
 

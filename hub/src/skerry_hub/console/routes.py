@@ -52,6 +52,7 @@ def overview(request: Request) -> Response:
             "counts": counts,
             "points": points,
             "active": rollouts.active(session),
+            "troubles": fleet.troubles(session),
             "events": log.latest_events(session, 6),
             "devices": fleet.devices(session, fleet.DeviceFilter(), 1, size=12),
         }
@@ -98,6 +99,7 @@ def audit(request: Request) -> Response:
         section="audit",
         topics=("fleet", "models", "rollout:*"),
         rows=found,
+        why=log.why,
         actors=actors,
         chosen=chosen,
         page_address=pages(request),

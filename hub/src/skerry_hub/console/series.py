@@ -19,6 +19,8 @@ from skerry_modules.messages import Distribution
 BINS: Final = len(LOG2_EDGES) - 1
 MAX_WINDOW_MS: Final = 600_000
 """A longer window is a clock that jumped; it counts as this long."""
+SLACK_MS: Final = 2_000
+"""How long a finished window may take from the device into the database and still be waited for."""
 
 
 class _LatencyOnly(msgspec.Struct):
@@ -72,7 +74,8 @@ class Series:
 
     def shown(self, now: int) -> Points:
         """The buckets that are complete at ``now``."""
-        end = min(self.length, max(1, (now - self._lag) // self.width - (self._newest - self.length)))
+        complete = (now - self._lag - SLACK_MS) // self.width  # number of the first bucket that is not
+        end = min(self.length, max(1, complete - (self._newest - self.length + 1)))
         times = [(self._newest - self.length + 1 + place) * self.width for place in range(end)]
         rate = self._requests[:end] * (1000 / self.width)
         errors = self._errors[:end] * (1000 / self.width)

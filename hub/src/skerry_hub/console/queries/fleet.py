@@ -122,6 +122,34 @@ def counts(session: Session) -> FleetCounts:
     return FleetCounts(total=total, online=online, states=states)
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Devices on which a module version does not run, for the same reason."""
+
+    module: str
+    version: int
+    phase: str
+    reason: str
+    devices: int
+    since: int  # when the newest of them began
+
+
+def troubles(session: Session, limit: int = 6) -> list[Trouble]:
+    """What is wrong in the fleet, the most widespread first."""
+    what = (col(DeviceModule.module), col(DeviceModule.version), col(DeviceModule.phase), col(DeviceModule.reason))
+    statement = (
+        select(*what, func.count(), func.max(col(DeviceModule.since)))
+        .where(
+            col(DeviceModule.phase).in_(("Failed", "Unhealthy", "Unschedulable")),
+            col(DeviceModule.role) != "last-good",
+        )
+        .group_by(*what)
+        .order_by(func.count().desc(), *what)
+        .limit(limit)
+    )
+    return [Trouble(*row) for row in session.execute(statement)]
+
+
 def profiles(session: Session) -> list[str]:
     return list(session.execute(select(col(Device.profile)).distinct().order_by(col(Device.profile))).scalars())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import Select, and_, func, select
 from sqlmodel import Session, col
 
@@ -36,6 +37,11 @@ def events(
     statement = select(EventRow).where(and_(True, *conditions))
     order = (col(EventRow.received_at).desc(), col(EventRow.id).desc())
     return _page(session, statement, order, number)
+
+
+def why(row: Audit) -> str:
+    """The reason that was given, or what the hub noted itself."""
+    return row.reason or str(msgspec.json.decode(row.data or "{}").get("message", ""))
 
 
 def audit(session: Session, *, subject: str = "", actor: str = "", number: int = 1) -> Page[Audit]:
