@@ -116,7 +116,8 @@ def _nothing_dropped(facts: Facts) -> Claim:
 def _better(facts: Facts) -> Claim:
     pairs = {tally.device: (tally.accuracy(GOOD), tally.accuracy(BETTER)) for tally in facts.tallies}
     text = ", ".join(f"{device} {before:.1%} → {after:.1%}" for device, (before, after) in pairs.items())
-    return Claim("version 2 is the better one, on live digits", all(a > b for b, a in pairs.values()), text)
+    better = bool(pairs) and all(after > before for before, after in pairs.values())
+    return Claim("version 2 is the better one, on live digits", better, text)
 
 
 def _arrived(what: str, counts: dict[str, int], devices: tuple[Device, ...]) -> Claim:

@@ -100,7 +100,7 @@ class Client(threading.Thread):
                 version, digit = read_answer(body)
             else:
                 problem = f"status {answer.status}: {body[:200].decode(errors='replace')}"
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        except Exception as error:  # whatever it was, this request got no answer, and the next one must go out
             problem = f"{type(error).__name__}: {error}"
             connection.close()  # the next request opens it again
         with self._lock:
@@ -121,8 +121,7 @@ def read_answer(body: bytes) -> tuple[int, int]:
         ValueError, LookupError, TypeError: the answer is not one of ten probabilities.
     """
     answer = json.loads(body)
-    output = next(one for one in answer["outputs"] if one["name"] == "probabilities")
-    data = output["data"]
+    data = {one["name"]: one for one in answer["outputs"]}["probabilities"]["data"]
     if len(data) != 10:
         raise ValueError(f"{len(data)} probabilities instead of 10")
     return int(answer["model_version"]), max(range(10), key=lambda index: float(data[index]))
