@@ -111,6 +111,10 @@ class DataPlane(Protocol):
         """Counters since the last call; zero for an unknown digest."""
         ...
 
+    def traffic(self, digest: str) -> tuple[int, int]:
+        """(requests, errors) since :meth:`take_counters`, without taking them; cheap, for the soak."""
+        ...
+
     on_exit: Callable[[str, str, bool], None]  # (digest, reason, restarting)
     on_sample: Callable[[str, Any], None]  # (digest, messages.Sample)
 

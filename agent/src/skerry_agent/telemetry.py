@@ -1,8 +1,8 @@
 """What the versions did, on its way to the hub and to the soak.
 
-Every ``traffic_s`` the counters of each version are taken; their deltas are ``Traffic`` for the brain, and gather in
-a window that becomes one :class:`~skerry_modules.messages.Telemetry` per version every ``telemetry_s``. A version
-that did nothing in a window says nothing: an idle fleet is silent.
+Every ``traffic_s`` the brain hears how many requests each version had and how many failed; every ``telemetry_s`` the
+counters of each version are taken and become one :class:`~skerry_modules.messages.Telemetry`. A version that did
+nothing in a window says nothing: an idle fleet is silent.
 """
 
 from __future__ import annotations
@@ -10,70 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from skerry_agent.ports import DataPlane, VersionCounters
+from skerry_agent.ports import DataPlane
 from skerry_agent.rules.effects import Traffic
 from skerry_agent.spool import wall_ms
-from skerry_modules.histogram import Histogram
 from skerry_modules.manifest import Manifest
-from skerry_modules.messages import Distribution, Telemetry
+from skerry_modules.messages import Telemetry
 from skerry_modules.tensors import TensorSpec
-
-_EMPTY: Final = Distribution()
-
-
-class Window:
-    """What one version did since ``start`` (ms)."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-        self.requests = self.errors = self.rejected = 0
-        self._latency = _EMPTY
-        self._inputs: dict[str, Distribution] = {}
-        self._outputs: dict[str, Distribution] = {}
-
-    def add(self, counters: VersionCounters) -> None:
-        self.requests += counters.requests
-        self.errors += counters.errors
-        self.rejected += counters.rejected
-        self._latency = merged(self._latency, counters.latency_us)
-        for mine, theirs in ((self._inputs, counters.inputs), (self._outputs, counters.outputs)):
-            for name, distribution in theirs.items():
-                mine[name] = merged(mine.get(name, _EMPTY), distribution)
-
-    @property
-    def empty(self) -> bool:
-        return not (self.requests or self.errors or self.rejected)
-
-    def close(self, module: str, version: int, digest: str, endpoint: str, end: int) -> Telemetry:
-        return Telemetry(
-            module=module,
-            version=version,
-            digest=digest,
-            endpoint=endpoint,
-            start=self.start,
-            end=end,
-            requests=self.requests,
-            errors=self.errors,
-            rejected=self.rejected,
-            latency_us=self._latency,
-            inputs=self._inputs,
-            outputs=self._outputs,
-        )
-
-
-def merged(left: Distribution, right: Distribution) -> Distribution:
-    """Both together. Where a side is empty the other is returned as it is; other edges begin anew (a new baseline)."""
-    if left == _EMPTY:
-        return right
-    if right == _EMPTY:
-        return left
-    if left.edges != right.edges:
-        return right
-    histogram = Histogram.from_wire(left)
-    histogram.merge(Histogram.from_wire(right))
-    return histogram.to_wire()
 
 
 class _Version:
@@ -82,7 +26,8 @@ class _Version:
         self.version = version
         self.inputs = inputs
         self.endpoint = ""
-        self.window = Window(wall_ms())
+        self.start = wall_ms()
+        self.told = (0, 0)  # requests and errors of this window that the brain has heard of
 
 
 class Telemeter:
@@ -160,14 +105,29 @@ class Telemeter:
             self._send(digest, version)
 
     def _look(self, digest: str, version: _Version) -> None:
-        counters = self._plane.take_counters(digest)
-        if counters.requests or counters.errors or counters.rejected:
-            version.window.add(counters)
-            self._post(Traffic(digest, counters.requests, counters.errors))
+        requests, errors = self._plane.traffic(digest)
+        before, version.told = version.told, (requests, errors)
+        if version.told != before:
+            self._post(Traffic(digest, requests - before[0], errors - before[1]))
 
     def _send(self, digest: str, version: _Version) -> None:
-        window, version.window = version.window, Window(wall_ms())
-        if not window.empty:
-            self._put(
-                window.close(version.module, version.version, digest, version.endpoint or version.module, wall_ms())
+        start, version.start = version.start, wall_ms()
+        counters, version.told = self._plane.take_counters(digest), (0, 0)
+        if not (counters.requests or counters.errors or counters.rejected):
+            return
+        self._put(
+            Telemetry(
+                module=version.module,
+                version=version.version,
+                digest=digest,
+                endpoint=version.endpoint or version.module,
+                start=start,
+                end=version.start,
+                requests=counters.requests,
+                errors=counters.errors,
+                rejected=counters.rejected,
+                latency_us=counters.latency_us,
+                inputs=counters.inputs,
+                outputs=counters.outputs,
             )
+        )

@@ -246,6 +246,11 @@ class Plane:
         held = self._versions.get(digest)
         return _EMPTY if held is None else held.take_counters()
 
+    def traffic(self, digest: str) -> tuple[int, int]:
+        """(requests, errors) since :meth:`take_counters`, without taking them."""
+        held = self._versions.get(digest)
+        return (0, 0) if held is None else held.traffic
+
     def set_capture_rate(self, rate: float) -> None:
         """Capture this share of rows at random, in all versions; −1: as each manifest says."""
         self._capture_rate = rate

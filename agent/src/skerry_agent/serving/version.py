@@ -170,10 +170,7 @@ class Version:
             if ticket is not None:
                 self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
             self._pump()
-            if self._landed is not None and not self._dispatch.flying:
-                self._landed.set()
-            if self._drained is not None and self._dispatch.idle and not self._drained.done():
-                self._drained.set_result(None)
+            self._tell_idle()
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
         elif frame.kind == Kind.OBSERVED:
@@ -198,6 +195,11 @@ class Version:
                     into[name].merge(histogram)
                 else:
                     into[name] = histogram
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """(requests, errors) since the counters were taken."""
+        return self._requests, self._errors
 
     def take_counters(self) -> VersionCounters:
         counters = VersionCounters(
@@ -228,7 +230,13 @@ class Version:
         when = self._dispatch.next_look()
         if when is not None:
             self._watch = asyncio.get_running_loop().call_later(max(when - now, 0.005), self._look)
-        elif self._drained is not None and not self._drained.done():
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        """Wake those who wait for the worker or the queue to be empty."""
+        if self._landed is not None and not self._dispatch.flying:
+            self._landed.set()
+        if self._drained is not None and self._dispatch.idle and not self._drained.done():
             self._drained.set_result(None)
 
     def kill(self, reason: str) -> None:
@@ -250,6 +258,7 @@ class Version:
                 ``unschedulable.engine``.
         """
         limit = self.manifest.resources.load_timeout_s
+        await self._nursery.ready()  # the engine's own start has a time of its own: the module is not to blame for it
         try:
             async with asyncio.timeout(limit):
                 self.facts = await self._bring_up()
@@ -338,8 +347,7 @@ class Version:
         was_ready, self.ready = self.ready, False
         for ticket in self._dispatch.crashed(self._settings.kill_limit):
             self._quarantine(ticket)
-        if self._landed is not None:
-            self._landed.set()
+        self._tell_idle()
         if self.stopping:
             self._settle()
         elif was_ready:
