@@ -14,7 +14,8 @@ import pytest
 
 from examples.parts import HERE, built, read, script
 from skerry_agent import engines, golden
-from skerry_modules import package
+from skerry_modules import package, profiles
+from skerry_modules.compatibility import obstacles
 from skerry_modules.histogram import Baseline
 
 # (example, build options, least accuracy on held-out rows)
@@ -122,6 +123,15 @@ def test_the_baseline_is_that_of_the_training_data(name: str, feature: str) -> N
     assert baseline.rows == card["train_rows"]
     assert [one.tensor for one in baseline.inputs] == [feature]
     assert {one.tensor for one in baseline.outputs} == {"probabilities"}
+
+
+@pytest.mark.pynq
+def test_a_simulated_bitstream_never_reaches_a_real_board() -> None:
+    folder, _ = built("digits-fpga", quality="better")
+    manifest = read(folder)
+    index, _ = package.build_index(folder, manifest)
+    refused = {name for name, profile in profiles.shipped().items() if obstacles(manifest, index.facts, profile)}
+    assert refused == set(profiles.shipped()) - {"simulated-fpga"}
 
 
 def test_train_is_a_plain_script(tmp_path: Path) -> None:
