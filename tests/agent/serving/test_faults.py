@@ -216,9 +216,10 @@ def test_a_killed_process_comes_back_and_waiting_requests_are_scored(start: Star
     ]
     for thread in threads:
         thread.start()
-    for _ in range(3):
+    for killed in range(3):
         settled(lambda: len(plane.plane.pids()) == 2)
         os.kill(plane.plane.pids()[1 if victim == "worker" else 0], signal.SIGKILL)
+        settled(lambda killed=killed: len(plane.exits) > killed)
         settled(lambda: ask(plane, 0).status == 200)
     for thread in threads:
         thread.join()

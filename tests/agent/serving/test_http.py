@@ -42,6 +42,7 @@ def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         header_timeout_s=0.4,
         body_timeout_s=0.4,
         idle_timeout_s=1.5,
+        write_timeout_s=0.5,
         sweep_s=0.05,
     )
     one = Running(settings, factory)
@@ -114,6 +115,33 @@ def test_chunked_bodies_and_expect_continue(plane: Running) -> None:
         assert sock.recv(100).startswith(b"HTTP/1.1 100")
         sock.sendall(BODY)
         assert read_answers(sock, 1)[0].status == 200
+
+
+def test_offers_of_other_protocols_are_not_taken(plane: Running) -> None:
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+    get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(offer).encode() + b"\r\n\r\n"
+    answers = talk(plane, request(BODY, *offer) + get + with_id(3), 3)
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert answers[2].json["id"] == "3"
+    (refused,) = talk(plane, request(b"2\r\n{}\r\n0\r\n\r\n", "Transfer-Encoding: chunked", *offer) + get, 2)
+    assert refused.status == 400  # never two requests out of one
+
+
+def test_a_client_that_takes_no_answer_is_cut_off(plane: Running) -> None:
+    big = json.dumps(json_request({"x": np.ones((800, 4), "f4")})).encode()
+    with plane.raw() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(3)
+        try:
+            for _ in range(1000):
+                sock.sendall(request(big))
+        except OSError:
+            pass
+        assert plane.score("linear", np.ones((1, 4))).status == 200
+        end = time.monotonic() + 10
+        while len(plane.plane._front.connections) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not plane.plane._front.connections
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -119,6 +119,9 @@ class HttpConnection(asyncio.Protocol):
         self._complaint: tuple[int, str, str] | None = None
         self._expects = False
         self._head_size = 0
+        self.length = 0  # as the head declares it
+        self._chunked = False
+        self.offers = False  # another protocol, which is not taken
 
     # -- the transport's side
 
@@ -196,8 +199,13 @@ class HttpConnection(asyncio.Protocol):
                 if value.lower() not in (b"", b"identity"):
                     self._complaint = (400, "request.invalid", "cannot take a compressed body; send it as it is")
             case b"content-length":
-                if value.isdigit() and int(value[:20]) > self._settings.max_body_bytes:
+                self.length = int(value[:20]) if value.isdigit() else 0
+                if self.length > self._settings.max_body_bytes:
                     self._complaint = self._too_large()
+            case b"transfer-encoding":
+                self._chunked = True
+            case b"upgrade":
+                self.offers = True
             case b"x-skerry-timeout-ms":
                 if value.isdigit() and int(value[:9]) > 0:
                     self._timeout_s = int(value[:9]) / 1000
@@ -210,6 +218,8 @@ class HttpConnection(asyncio.Protocol):
         self._phase, self._since = "body", time.monotonic()
         if self._complaint is not None:
             self._refuse(*self._complaint)
+        elif self.offers and self._chunked:  # httptools would take the chunks for the next request
+            self._refuse(400, "request.invalid", "cannot take chunks with an offer to upgrade; send a Content-Length")
         elif self._expects and self._transport is not None and not self._queue:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -225,8 +235,8 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(429, "scoring.overloaded", "cannot take more request bodies at once; try again after a second")
 
     def on_message_complete(self) -> None:
-        if self._refusing:
-            return
+        if self._refusing or (self.offers and self._size < self.length):
+            return  # in the second case the parser has stopped before the body
         self._front.buffered -= self._size
         self._size = 0
         parts = self._parts
@@ -376,18 +386,50 @@ class _Httptools:
     def __init__(self, connection: HttpConnection) -> None:
         import httptools
 
-        parser = httptools.HttpRequestParser(connection)
+        self._connection = connection
+        self._make = httptools.HttpRequestParser
+        self._error = httptools.HttpParserError
+        self._upgrade = httptools.HttpParserUpgrade
+        self._renew()
+
+    def _renew(self) -> None:
+        self._body = 0  # bytes of a body that the parser left to us
+        parser = self._make(self._connection)
         self._feed = parser.feed_data
-        self._errors = (httptools.HttpParserError, httptools.HttpParserUpgrade)
         self.get_method = parser.get_method
         self.should_keep_alive = parser.should_keep_alive
         self.get_http_version = parser.get_http_version
 
     def feed_data(self, data: bytes) -> None:
+        while data:
+            try:
+                data = self._take_body(data) if self._body else self._parse(data)
+            except self._error as error:
+                raise ParseError(str(error)) from error
+
+    def _parse(self, data: bytes) -> bytes:
+        """What is left: nothing, but where the parser stops at an offer of HTTP/2 or the like.
+
+        Such an offer need not be taken (RFC 9110, 7.8), and the request is one of HTTP/1.1 all the same.
+        """
         try:
             self._feed(data)
-        except self._errors as error:
-            raise ParseError(str(error) or "an upgrade is not offered") from error
+        except self._upgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            self._body = self._connection.length
+            if not self._body:
+                self._renew()
+            return rest
+        return b""
+
+    def _take_body(self, data: bytes) -> bytes:
+        part, rest = data[: self._body], data[self._body :]
+        self._body -= len(part)
+        self._connection.on_body(part)
+        if not self._body:
+            self._connection.on_message_complete()
+            self._renew()
+        return rest
 
 
 class H11:
