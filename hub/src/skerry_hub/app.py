@@ -49,6 +49,8 @@ class Hub:
         self.streaming: Streaming | None = None  # until the hub has started
         self.failure: SkerryError | None = None  # why it could not start, or had to stop by itself
         self._lease = Lease(self.db, self.address, seconds=settings.lease_s, on_lost=self._stop_process)
+        # An upload holds a worker thread for as long as it comes: slow ones must leave some for all other requests.
+        self.uploads = asyncio.Semaphore(settings.uploads_max)
         self._telling = threading.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._opened = False

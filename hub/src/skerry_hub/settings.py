@@ -67,6 +67,8 @@ class Settings:
     database_pool: int = _setting(10, "count", "Connections kept open to PostgreSQL")
     package_max_bytes: int = _setting(2_000_000_000, "bytes", "Largest package that may be registered")
     package_max_files: int = _setting(10_000, "count", "Most files in one package")
+    uploads_max: int = _setting(8, "count", "Packages registered at the same time; further ones wait for their turn")
+    upload_idle_s: float = _setting(60.0, "s", "How long an upload may stand still before it is given up")
     body_max_bytes: int = _setting(1_000_000, "bytes", "Largest body of any other request")
     page_size: int = _setting(100, "rows", "Rows of a list when the caller names no limit")
     page_max: int = _setting(1000, "rows", "Most rows of a list in one answer")

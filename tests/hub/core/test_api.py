@@ -157,6 +157,28 @@ def test_an_upload_that_breaks_off_leaves_nothing(api: Api, key: trust.SigningKe
     assert api.upload(data)["version"] == 1, "the broken one took no number"
 
 
+def test_an_upload_that_stands_still_is_given_up_and_others_go_on(
+    settings: Settings, key: trust.SigningKey, tmp_path: Path
+) -> None:
+    data = packed(tmp_path / "m", key)
+    with served(dataclasses.replace(settings, upload_idle_s=0.5, uploads_max=2)) as (hub, url):
+        api = Api(hub, url)
+        api.trust(key)
+        host, port = url.removeprefix("http://").split(":")
+        lines = ["POST /api/v1/models/digits/versions HTTP/1.1", f"Host: {host}:{port}", f"Content-Length: {len(data)}"]
+        stuck = [socket.create_connection((host, int(port)), timeout=20) for _ in range(4)]
+        for raw in stuck:
+            raw.sendall("\r\n".join([*lines, "", ""]).encode() + data[:600])
+        assert api("GET", "/models", 200)["items"] == [], "all other requests are answered meanwhile"
+        assert api.upload(data)["version"] == 1
+        for raw in stuck:
+            answer = raw.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 422 ")
+            assert b"nothing came for 0.5 s; send it again" in answer
+            raw.close()
+        api.client.close()
+
+
 def test_more_than_the_limit_is_refused_declared_or_not(settings: Settings) -> None:
     small = dataclasses.replace(settings, package_max_bytes=100_000, body_max_bytes=1000)
     with served(small) as (hub, url):

@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hub.core.parts import module_folder
 from skerry_hub import cli
+from skerry_modules import package, trust
 from support.processes import answers, stop, wait_until
 
 HUB = [sys.executable, "-m", "skerry_hub.cli"]
@@ -95,6 +97,30 @@ def test_a_second_hub_is_refused_in_one_line_and_the_dead_ones_place_is_taken(hu
     third = Running(tmp_path / "data").ready()
     assert httpx.get(third.told["API"] + "/status").status_code == 200
     assert third.end() == (0, "")
+
+
+def test_a_hub_killed_in_the_middle_of_an_upload_has_lost_and_kept_nothing(hub: Running, tmp_path: Path) -> None:
+    key = trust.SigningKey.generate()
+    folder = module_folder(tmp_path / "m")
+    (folder / "weights.bin").write_bytes(os.urandom(4_000_000))
+    data = package.write_package(folder, tmp_path / "m.skerry", key).path.read_bytes()
+    httpx.post(hub.told["API"] + "/keys", json={"text": key.public.text()})
+    address = hub.told["Console"].removeprefix("http://")
+    temporary = tmp_path / "data" / "store" / "tmp"
+    lines = ["POST /api/v1/models/digits/versions HTTP/1.1", f"Host: {address}", f"Content-Length: {len(data)}", "", ""]
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall("\r\n".join(lines).encode() + data[: len(data) // 2])
+        wait_until(lambda: list(temporary.iterdir()), what="an object to be half written")
+        os.kill(hub.process.pid, signal.SIGKILL)
+        hub.process.wait()
+    again = Running(tmp_path / "data").ready()
+    assert list(temporary.iterdir()) == []
+    assert httpx.get(again.told["API"] + "/models").json()["items"] == []
+    made = httpx.post(again.told["API"] + "/models/digits/versions", content=data)
+    assert (made.status_code, made.json()["version"]) == (201, 1)
+    assert httpx.get(again.told["API"] + "/models/digits/versions/1/package").content == data
+    assert again.end() == (0, "")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ async def register_version(  # noqa: PLR0917 - FastAPI passes by name
         tags=queries.parse_tags(tag or ()),
     )
     declared = request.headers.get("content-length", "")
-    body = UploadedBody(request.stream(), hub.settings.package_max_bytes)
+    body = UploadedBody(request.stream(), hub.settings.package_max_bytes, hub.settings.upload_idle_s)
     limits = Limits(
         max_files=hub.settings.package_max_files,
         max_file_bytes=hub.settings.package_max_bytes,
@@ -187,7 +187,8 @@ async def register_version(  # noqa: PLR0917 - FastAPI passes by name
     )
     try:
         body.check(int(declared) if declared.isdigit() else 0)
-        view = await run_in_threadpool(_register, hub, name, body, provenance, limits)
+        async with hub.uploads:
+            view = await run_in_threadpool(_register, hub, name, body, provenance, limits)
     except ClientDisconnect:
         raise InputError(
             "request.invalid", "cannot register the package: its upload broke off; send it again"
@@ -273,19 +274,19 @@ class UploadedBody:
     ``read`` may be called from one other thread only; the event loop must go on running meanwhile.
     """
 
-    def __init__(self, stream: AsyncIterator[bytes], limit: int) -> None:
-        self._stream, self._limit = stream, limit
+    def __init__(self, stream: AsyncIterator[bytes], limit: int, idle_s: float) -> None:
+        self._stream, self._limit, self._idle_s = stream, limit, idle_s
         self._loop = asyncio.get_running_loop()
-        self._buffer = b""
+        self._buffer = memoryview(b"")
         self._taken = 0
         self._ended = False
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         """At most ``size`` bytes, at least one unless the body has ended."""
         if not self._buffer and not self._ended:
-            self._buffer = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
-        taken, self._buffer = (self._buffer, b"") if size < 0 else (self._buffer[:size], self._buffer[size:])
-        return taken
+            self._buffer = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return bytes(taken)
 
     def check(self, size: int) -> None:
         """Refuse a body of this size, declared or come, if it is over the limit.
@@ -307,13 +308,25 @@ class UploadedBody:
             await self._next()
 
     async def _next(self) -> bytes:
-        async for piece in self._stream:
-            if piece:
+        """Some of the body, as much as has come up to a block's size: each hop between threads costs the same."""
+        pieces: list[bytes] = []
+        size = 0
+        while size < package.BLOCK_BYTES and not self._ended:
+            try:
+                piece = await asyncio.wait_for(anext(self._stream), self._idle_s)
+            except StopAsyncIteration:
+                self._ended = True
+            except TimeoutError:
+                self._ended = True
+                raise InputError(
+                    "request.invalid", f"cannot take the package: nothing came for {self._idle_s:g} s; send it again"
+                ) from None
+            else:
+                pieces.append(piece)
+                size += len(piece)
                 self._taken += len(piece)
                 self.check(self._taken)
-                return piece
-        self._ended = True
-        return b""
+        return b"".join(pieces)
 
 
 def version_views(session: Session, rows: Sequence[ModelVersion]) -> list[VersionView]:
