@@ -97,6 +97,7 @@ class Device:
             f"b{self.boots}", self.saved, frozenset(self.complete), 0, partial, frozenset(self.installed)
         )
         self.feed(booted)
+        self._check_document()
         self.world.clock.after(self.rng.uniform(0.1, 3), self.connect, self.boots)
 
     def power_off(self) -> None:
@@ -189,10 +190,13 @@ class Device:
             return
         if kind == "desired":
             self.feed(fx.DesiredArrived(payload))
-            if self.brain is not None:
-                self.world.truth.followed(self, self.brain.document, self.brain.revision)
+            self._check_document()
         elif kind == "ack":
             self._acked(messages.decode("ack", payload))
+
+    def _check_document(self) -> None:
+        if self.brain is not None and not self.brain.waits_for_disk:
+            self.world.truth.followed(self, self.brain.document, self.brain.revision)
 
     # -- the brain and its effects
 

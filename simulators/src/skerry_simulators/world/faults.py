@@ -14,6 +14,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: float = 0.0
     flip: float = 0.0  # of a chunk on the wire
     delay_s: float = 0.05  # mean; reordering comes from its spread
+    chunk_s: float = 0.01  # how long a chunk takes on a device's link
     crash_effect: float = 0.0  # power cut at any effect of an agent, before or after it
     crash_hub: float = 0.0  # at any of the hub's steps, before or after its commit
     partition_every_s: float = 0.0
@@ -38,6 +39,7 @@ def draw(rng: random.Random) -> Faults:
         drop=maybe(0.01, 0.2),
         duplicate=maybe(0.01, 0.2),
         flip=maybe(0.01, 0.1),
+        chunk_s=rng.choice((0.01, 0.5, 4.0)),
         delay_s=rng.choice((0.01, 0.05, 0.5)),
         crash_effect=maybe(0.002, 0.02),
         crash_hub=maybe(0.005, 0.05),

@@ -277,7 +277,8 @@ class Hub:
     def unassign(self, device: str, module: str) -> None:
         """An operator removes a module, where no rollout is at it."""
         busy = any(r.module == module and r.state in rules.ACTIVE for r in self.db.rollouts.values())
-        if self.up and not busy and self.db.assignments.pop((device, module), None):
+        if self.up and not busy and (device, module) in self.db.assignments:
+            del self.db.assignments[device, module]
             self._issue(device, self.db.revision[device] + 1)
             self._world.note("hub", f"unassigns {module} on {device}")
             self.publish_desired(device)

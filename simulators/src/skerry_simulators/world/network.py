@@ -21,6 +21,7 @@ class Network:
         self._subscribed: dict[str, set[str]] = {}
         self.cut: set[str] = set()  # partitioned: connected as far as they know
         self.broker_up = True
+        self._free_at: dict[str, float] = {}  # when a device's link has carried what it was given
         self._frames: dict[tuple[str, int], bytes] = {}
 
     # -- links
@@ -83,16 +84,19 @@ class Network:
                 damaged = bytearray(payload)
                 damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
                 payload = bytes(damaged)
-            self._send(device, self._world.deliver_chunk, device, digest, part, payload)
+            now = self._world.clock.now
+            self._free_at[device] = free = max(now, self._free_at.get(device, 0.0)) + faults.chunk_s
+            self._send(device, self._world.deliver_chunk, device, digest, part, payload, after=free - now)
 
-    def _send(self, device: str, action: object, *arguments: object) -> None:
+    def _send(self, device: str, action: object, *arguments: object, after: float = 0.0) -> None:
         faults, rng = self._world.faults, self._world.rng
         session = self._session.get(device)
         if session is None or device in self.cut or (faults.drop and rng.random() < faults.drop):
             return
         copies = 2 if faults.duplicate and rng.random() < faults.duplicate else 1
         for _ in range(copies):
-            self._world.clock.after(rng.expovariate(1 / faults.delay_s), self._arrive, session, action, arguments)
+            delay = after + rng.expovariate(1 / faults.delay_s)
+            self._world.clock.after(delay, self._arrive, session, action, arguments)
 
     def _arrive(self, session: int, action: object, arguments: tuple[object, ...]) -> None:
         device = str(arguments[0])

@@ -99,7 +99,7 @@ class World:
     # -- the story
 
     def _register(self, name: str, version: int, behaviour: Behaviour) -> Module:
-        module = modules.make(name, version, behaviour, chunks=1 + version % 3)
+        module = modules.make(name, version, behaviour, chunks=(1, 2, 3, 5)[version % 4])
         self.modules[name, version] = module
         self.library[module.digest] = module
         self.objects.update(module.objects)

@@ -1,0 +1,67 @@
+"""Thousands of worlds: every rule of ``skerry_simulators.world.truth`` holds in each, whatever goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from skerry_simulators.world.faults import CALM
+from skerry_simulators.world.modules import BAD, Behaviour
+from skerry_simulators.world.world import World
+
+SEEDS = 2000
+BLOCK = 250
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_every_rule_holds_in_every_world(first: int) -> None:
+    for seed in range(first, first + BLOCK):
+        outcome = World(seed).run()
+        assert not outcome.violation, (
+            f"seed {seed}: {outcome.violation}; see `skerry-sim world --seed {seed} --trace`\n"
+            + "\n".join(outcome.trace[-60:])
+        )
+
+
+def test_the_same_seed_is_the_same_world() -> None:
+    first, second = World(11).run(), World(11).run()
+    assert first.trace == second.trace
+    assert (first.events, first.samples) == (second.events, second.samples)
+
+
+def test_a_calm_world_ends_with_every_good_rollout_done() -> None:
+    worlds = [World(seed, faults=CALM) for seed in range(30)]
+    for world in worlds:
+        assert not world.run().violation
+    ends = {
+        (world.modules[rollout.module, rollout.version].behaviour in BAD, str(rollout.state))
+        for world in worlds
+        for rollout in world.hub.db.rollouts.values()
+    }
+    assert (False, "succeeded") in ends
+    assert (True, "succeeded") not in ends
+    assert any(bad for bad, _ in ends), "no bad version was rolled out: the worlds are too kind"
+
+
+def test_the_worlds_meet_every_kind_of_module_and_of_fault() -> None:
+    behaviours: set[Behaviour] = set()
+    traces: list[str] = []
+    for seed in range(120):
+        world = World(seed, trace=5000)
+        traces += world.run().trace
+        behaviours |= {module.behaviour for module in world.modules.values()}
+    assert behaviours == set(Behaviour)
+    told = "\n".join(traces)
+    for sign in (
+        "loses power",
+        "is cut off",
+        "the broker dies",
+        "has a full disk",
+        "hub  dies",
+        "package.digest_mismatch",
+        "resource.no_space",
+        "install.superseded",
+        "rollback install.soak_failed",
+        "unschedulable unschedulable.memory",
+        "run.crash_loop",
+    ):
+        assert sign in told, f"no world among 120 met: {sign}"
