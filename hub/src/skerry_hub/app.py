@@ -80,10 +80,23 @@ class Hub:
         self.db.info[desired.SIGNER] = self.key
         self.db.migrate()
         self._lease.acquire()
+        self._check_key()
         store = FolderStore(folder / "store")
         store.clean()
         self.objects = store
         self._opened = True
+
+    def _check_key(self) -> None:
+        with self.db.read() as session:
+            former = keys.former_key(session, self.key)
+        if former:
+            log.error(
+                "devices of this database trust the hub key %s and will refuse this hub's documents, signed with %s: "
+                "put the former keys/hub.pem back into %s, or give each device a new configuration",
+                former,
+                self.key.public.keyid,
+                self.settings.data_folder,
+            )
 
     async def start(self) -> None:
         """Open, then start every part in order.

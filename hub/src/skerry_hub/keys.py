@@ -12,8 +12,8 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit
-from skerry_hub.tables import PublisherKey
-from skerry_modules import trust
+from skerry_hub.tables import DesiredDocument, PublisherKey
+from skerry_modules import messages, trust
 from skerry_modules.errors import InputError
 
 
@@ -34,6 +34,18 @@ def hub_key(folder: Path) -> trust.SigningKey:
             os.link(aside, path)
         aside.unlink()
     return trust.SigningKey.load(path, "hub")
+
+
+def former_key(session: Session, key: trust.SigningKey) -> str:
+    """The id of another key that signed the newest document, or nothing: then devices will not believe this hub.
+
+    A database that is served from another data folder than before is how that comes about.
+    """
+    newest = session.exec(select(DesiredDocument).order_by(col(DesiredDocument.at).desc()).limit(1)).first()
+    if newest is None:
+        return ""
+    signers = [signature.keyid for signature in messages.decode("desired", newest.payload).signatures]
+    return "" if key.public.keyid in signers else ", ".join(signers)
 
 
 def add_publisher(session: Session, text: str, *, actor: str, now: int) -> PublisherKey:

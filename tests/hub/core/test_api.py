@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from hub.core.parts import in_process, packed, served
-from skerry_hub import registry
+from skerry_hub import desired, registry
 from skerry_hub.app import Hub
 from skerry_hub.settings import Settings
 from skerry_hub.tables import EventRow, HealthRow, SampleRow, TelemetryRow
@@ -422,6 +422,34 @@ def test_what_cannot_run_there_is_refused_before_anything_is_sent(
     assert "cannot run digits:1 on board: needs the engine onnx" in refused["detail"]
     assert refused["data"]["obstacles"][0]["code"] == "unschedulable.engine"
     assert api("GET", "/devices/board", 200)["desired_revision"] == 0
+
+
+def test_a_hub_with_another_key_says_so_and_can_win_its_devices_back(
+    settings: Settings, key: trust.SigningKey, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The data folder was lost, the database was not: devices trust a key that is no more."""
+    database = f"sqlite:///{tmp_path / 'kept.db'}"
+    with served(dataclasses.replace(settings, database=database)) as (hub, url):
+        api = Api(hub, url)
+        api.trust(key)
+        api.upload(packed(tmp_path / "m", key))
+        api.device("gate-1")
+        api("PUT", "/devices/gate-1/modules/digits", 200, json={"version": 1})
+        former = hub.key.public
+        api.client.close()
+    assert "will refuse this hub's documents" not in caplog.text
+    moved = dataclasses.replace(settings, database=database, data=str(tmp_path / "another"))
+    with served(moved) as (hub, url):
+        api = Api(hub, url)
+        assert f"trust the hub key {former.keyid} and will refuse this hub's documents" in caplog.text
+        config = tomllib.loads(api("POST", "/devices/gate-1/password", 200)["config"])
+        new = trust.parse_public(config["hub"]["key"])
+        assert new.keyid == hub.key.public.keyid != former.keyid
+        with hub.db.read() as session:
+            signed = messages.decode("desired", desired.document(session, "gate-1") or b"")
+        trust.verify(trust.DESIRED_TYPE, signed.payload, signed.signatures, {new.keyid: new})
+        assert messages.decode_desired(signed.payload).revision == 2
+        api.client.close()
 
 
 def test_a_changed_fleet_reaches_the_broker_by_its_own_credentials(tmp_path: Path) -> None:

@@ -135,12 +135,15 @@ def register_device(hub: HubOf, actor: Actor, body: NewDevice) -> RegisteredDevi
 
 @router.post("/devices/{device}/password")
 def renew_password(hub: HubOf, actor: Actor, device: Id) -> RegisteredDevice:
-    """A new broker password in a new configuration; the old password ends."""
+    """A new configuration, with a new broker password and the keys of now; the old password ends."""
     with hub.db.session() as session:
         password = devices.renew_password(session, device, actor=actor, now=now_ms())
+        if desired.document(session, device) is not None:
+            desired.reissue(session, device, now=now_ms())  # signed with the key that the new configuration names
         session.flush()
         return_value = _registered(hub, session, device, password)
     hub.refresh_credentials()
+    hub.publish_desired([device])
     return return_value
 
 

@@ -84,7 +84,10 @@ def list_keys(hub: HubOf, paging: Pages) -> Page[KeyView]:
 
 @router.post("/keys", status_code=201)
 def add_key(hub: HubOf, actor: Actor, body: NewKey) -> KeyView:
-    """Accept a publisher's packages. Devices that are registered from now on are told to trust it."""
+    """Accept a publisher's packages.
+
+    Devices learn of a publisher with their configuration: those that were registered before need a new one.
+    """
     with hub.db.session() as session:
         row = keys.add_publisher(session, body.text, actor=actor, now=now_ms())
         session.flush()
