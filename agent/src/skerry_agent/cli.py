@@ -108,6 +108,10 @@ def _run(options: argparse.Namespace) -> int:
     from skerry_agent.app import App
     from skerry_agent.serving.plane import run
 
+    if settings.hub.password and options.config and options.config.stat().st_mode & 0o077:
+        text = "others on this device can read %s, which holds the broker's password: chmod 600 it"
+        logging.getLogger("skerry_agent").warning(text, options.config)
+
     async def serve() -> None:
         await App(settings).run()
 

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
-
 from skerry_agent.events import Events
 from skerry_agent.mqtt import LinkDown, LinkEvent, LinkUp, Message
 from skerry_agent.outbox import Outbox
@@ -21,11 +19,9 @@ from skerry_agent.spool import wall_ms
 from skerry_modules import messages, topics
 from skerry_modules.compatibility import DeviceFacts
 from skerry_modules.errors import PeerError
-from skerry_modules.messages import Command, Hello, Presence, Result, Severity, State, Want
+from skerry_modules.messages import Command, Hello, Presence, Result, Severity, Want
 
 log = logging.getLogger(__name__)
-
-_CHUNK_EXTRA = 64
 
 
 class Link(Protocol):
@@ -87,7 +83,6 @@ class HubLink:
         self.events: Events
         self.reason = ""
         self.since = time.monotonic()
-        self.state = State(device=device, boot=boot, revision=0)
         self.others: dict[str, Callable[[str, bytes], None]] = {}
         """Filters of sources that listen on the hub's broker, and who takes their messages."""
 
@@ -107,7 +102,6 @@ class HubLink:
 
     def report(self, state: bytes) -> None:
         self.outbox.put("state", state, coalesce=True)
-        self.state = msgspec.msgpack.decode(state, type=State)
 
     def emit(self, event: messages.Event) -> None:
         self.events.emit(event)

@@ -126,6 +126,13 @@ class Spool:
         following = dict(run("SELECT stream, next FROM streams").fetchall())
         self.policy = SpoolPolicy(self._settings, kept(rows, following))
 
+    def _begin_anew(self) -> None:
+        self._set_aside()
+        self._open()
+        self._acks.clear()
+        if self._linked:
+            self.policy.connected(0.0)
+
     def _set_aside(self) -> None:
         with contextlib.suppress(AttributeError, sqlite3.Error):
             self._db.close()
@@ -152,10 +159,16 @@ class Spool:
             self._db.execute("COMMIT")
             self._acks.clear()
             self.untidy = 0
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             self._recover()
             raise ResourceError(
                 "resource.no_space", f"cannot write to the spool: {error}; free some disk space"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            self._begin_anew()
+            raise ResourceError(
+                "resource.spool_damaged",
+                f"cannot write to the spool: {error}; it was set aside as {self._path.name}.damaged and begun anew",
             ) from error
         return stored
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def test_a_download_needs_only_what_is_missing(tmp_path: Path) -> None:
     disk.close()
     tight = make(tmp_path, free=SIZE - CHUNK_BYTES)
     assert tight.parts(DIGEST, SIZE) == [0]
+
+
+def test_a_write_that_the_system_refuses_is_no_space_and_loses_no_chunk(tmp_path: Path) -> None:
+    disk = make(tmp_path)
+    disk.store_chunk(DIGEST, 0, SIZE, piece(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK_BYTES + 5000, hard))  # the kernel itself refuses the rest
+    try:
+        with pytest.raises(ResourceError, match="cannot write a chunk of") as caught:
+            disk.store_chunk(DIGEST, 1, SIZE, piece(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.code == "resource.no_space"
+    assert disk.parts(DIGEST, SIZE) == [0]
+    for part in (1, 2, 3):
+        disk.store_chunk(DIGEST, part, SIZE, piece(part))
+    disk.complete(DIGEST, SIZE)
 
 
 # -- versions

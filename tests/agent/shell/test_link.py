@@ -34,11 +34,8 @@ def make() -> Iterator[Callable[..., tuple[MqttLink, Heard]]]:
 
     def build(port: int, client_id: str = "device-1", **more: object) -> tuple[MqttLink, Heard]:
         heard = Heard()
-        fields = {"retry_max_s": 0.3, "connect_timeout_s": 2.0, **more}
-        link = MqttLink(
-            LinkSettings(broker=f"mqtt://127.0.0.1:{port}", client_id=client_id, **fields),  # type: ignore[arg-type]
-            heard.events.append,
-        )
+        fields = {"broker": f"mqtt://127.0.0.1:{port}", "retry_max_s": 0.3, "connect_timeout_s": 2.0, **more}
+        link = MqttLink(LinkSettings(client_id=client_id, **fields), heard.events.append)  # type: ignore[arg-type]
         made.append(link)
         return link, heard
 
@@ -115,6 +112,56 @@ def test_mqtt_5_by_setting(mosquitto: int, make: Callable[..., tuple[MqttLink, H
     wait_until(lambda: heard.of(LinkUp), what="the link")
     link.publish("to/me", b"five")
     wait_until(lambda: heard.messages() == [("to/me", b"five")], what="the message")
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1, and its key."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "broker")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate, private = folder / "broker.pem", folder / "broker.key"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, private
+
+
+# paho leaves the socket of a failed handshake to the garbage collector, which closes it and warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tls_with_a_trusted_certificate_and_not_with_another(
+    mosquitto_program: str, tmp_path: Path, make: Callable[..., tuple[MqttLink, Heard]]
+) -> None:
+    certificate, private = _certificate(tmp_path)
+    lines = (f"certfile {certificate}", f"keyfile {private}", "user root")
+    with processes.mosquitto(mosquitto_program, tmp_path, *lines) as port:
+        link, heard = make(port, broker=f"mqtts://127.0.0.1:{port}", ca=str(certificate))
+        link.subscribe("to/me")
+        link.start()
+        wait_until(lambda: heard.of(LinkUp), what="the link over TLS")
+        for number in range(40):
+            link.publish("to/me", bytes([number]) * 100_000)
+        wait_until(lambda: len(heard.messages()) == 40, what="large messages over TLS")
+        assert [payload[0] for _, payload in heard.messages()] == list(range(40))
+        stranger, refused = make(port, "device-2", broker=f"mqtts://127.0.0.1:{port}")
+        stranger.start()
+        wait_until(lambda: refused.of(LinkDown), what="the refusal")
+        assert "certificate verify failed" in refused.of(LinkDown)[0].reason  # type: ignore[union-attr]
+        link.stop()
+        stranger.stop()
 
 
 def test_a_server_that_never_answers_is_given_up(make: Callable[..., tuple[MqttLink, Heard]]) -> None:

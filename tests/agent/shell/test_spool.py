@@ -141,6 +141,29 @@ def test_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_database_that_is_damaged_while_it_is_open_is_set_aside_and_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    spool = opened(path)
+    spool.append([health(number, 2000) for number in range(200)])
+    spool._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    spool._db.execute("PRAGMA cache_size = 0")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+
+    def write() -> None:
+        for number in range(300):
+            spool.append([event(number)])
+
+    with pytest.raises(ResourceError) as caught:
+        write()
+    assert caught.value.code == "resource.spool_damaged"
+    assert spool.append([event(1)]) == 1
+    spool.linked(True, 0.0)
+    assert [up.at for up in drain(spool)] == [1]
+    spool.close()
+
+
 def test_a_refused_write_keeps_what_was_there_and_the_next_one_works(tmp_path: Path) -> None:
     spool = opened(tmp_path / "s.db")
     spool.append([event(1)])
