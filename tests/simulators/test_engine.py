@@ -217,6 +217,13 @@ def test_a_board_in_use_is_waited_for_and_then_told(board: Any, overlay: Path, t
     load(overlay, tmp_path).close()
 
 
+def test_a_lock_that_cannot_be_made_is_told(board: Any, overlay: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    error = refused(overlay, tmp_path / "file")
+    assert error.code == "board.busy"
+    assert "name a cache folder that the agent may write" in error.message
+
+
 def test_a_process_that_died_leaves_the_board_free(board: Any, overlay: Path, tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:

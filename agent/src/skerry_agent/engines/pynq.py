@@ -96,8 +96,14 @@ def _check_files(bitstream: Path) -> None:
 
 def _take_board(path: Path, timeout_s: float) -> int:
     """The board's lock, held as long as the descriptor is open (also by a process that dies)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ResourceError(
+            "board.busy",
+            f"cannot lock the board: {path}: {error.strerror}; name a cache folder that the agent may write",
+        ) from error
     deadline = time.monotonic() + timeout_s
     while True:
         try:
