@@ -233,7 +233,9 @@ def test_a_worker_that_cannot_start_again_is_tried_at_growing_intervals(plane: R
     os.kill(plane.plane.pids()[1], signal.SIGKILL)
     answer = ask(plane, 0, **{"X-Skerry-Timeout-Ms": "600"})
     assert (answer.status, answer.code) == (503, "scoring.deadline")
-    assert plane.ask("GET", "/v2/health/ready").status == 503
+    for path in ("/v2/health/ready", "/v2/models/script/ready", "/v2/models/script/versions/1/ready"):
+        assert plane.ask("GET", path).status == 503
+    assert plane.ask("GET", "/v2/health/live").status == 200
     settled(lambda: "start: install.load_failed" in {one[1] for one in plane.exits})
     assert len(plane.exits) < 20
     script.write_text(SCRIPT)

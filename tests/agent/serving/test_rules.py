@@ -67,6 +67,14 @@ class DispatchMachine(RuleBasedStateMachine):
             assert self.blamed[ticket.number] == 2
             self.end(ticket)
 
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        ticket = self.open[data.draw(st.sampled_from(sorted(self.open)))]
+        self.rules.forget(ticket)
+        assert ticket not in self.rules.waiting
+        self.end(ticket)
+
     @rule(step=st.floats(0.1, 8))
     def wait(self, step: float) -> None:
         self.now += step
@@ -93,6 +101,11 @@ class DispatchMachine(RuleBasedStateMachine):
         assert len(self.worker) <= WINDOW
         sizes = [ticket.size for ticket in self.rules.flying.values()]
         assert len(sizes) <= 1 or sum(sizes) <= 100
+
+    @invariant()
+    def the_queues_bytes_are_counted(self) -> None:
+        assert self.rules._waiting_bytes == sum(ticket.size for ticket in self.rules.waiting)
+        assert self.rules._flying_bytes == sum(ticket.size for ticket in self.rules.flying.values())
 
     @invariant()
     def there_is_always_a_next_look(self) -> None:

@@ -125,6 +125,13 @@ class Dispatch:
             self._waiting_bytes = sum(ticket.size for ticket in self.waiting)
         return late
 
+    def forget(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more: not scored if that has not begun, a tombstone otherwise."""
+        ticket.done = True
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+            self._waiting_bytes -= ticket.size
+
     def hangs(self, now: float) -> bool:
         """Whether the head has been with the worker for longer than the version's limit."""
         return bool(self.flying) and now - self.head_since >= self._run_limit_s

@@ -173,7 +173,8 @@ class HttpFront:
                 versions = self._router.find(target.model, target.version)
                 numbers = sorted(version.number for version in versions)
                 return oip.model_metadata(target.model, numbers, versions[0].manifest)
-        self._router.choose(target.model, target.version)
+        if not any(version.ready for version in self._router.find(target.model, target.version)):
+            raise ResourceError("scoring.not_ready", f"cannot score with {target.model} yet: its worker is starting")
         return msgspec.json.encode({"name": target.model, "ready": True})
 
 

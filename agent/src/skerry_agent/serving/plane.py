@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from skerry_modules.profiles import Limits
 
 if TYPE_CHECKING:
     from skerry_agent.ports import Arrays
+
+log = logging.getLogger(__name__)
 
 _EMPTY = VersionCounters(0, 0, 0, Distribution(), {}, {})
 
@@ -260,10 +263,16 @@ class Plane:
     # -- what versions tell
 
     def worker_exited(self, digest: str, reason: str, restarting: bool) -> None:
-        self.on_exit(digest, reason, restarting)
+        try:
+            self.on_exit(digest, reason, restarting)
+        except Exception:  # the listener's trouble must not close a worker's socket
+            log.exception("cannot tell of a worker's end")
 
     def sampled(self, digest: str, sample: Sample) -> None:
-        self.on_sample(digest, sample)
+        try:
+            self.on_sample(digest, sample)
+        except Exception:
+            log.exception("cannot hand a sample over")
 
     # -- routes
 

@@ -145,7 +145,8 @@ class Version:
 
     def forget(self, ticket: Ticket) -> None:
         """Its client has left: do not score it if that has not begun."""
-        ticket.done = True
+        self._dispatch.forget(ticket)
+        self._tell_idle()
 
     def _pump(self) -> None:
         link = self._link
