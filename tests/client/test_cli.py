@@ -99,6 +99,12 @@ def test_mistakes_on_this_machine(tmp_path: Path, run: Run, model: Path) -> None
     assert "No such file or directory [request.invalid]" in said.err
 
 
+def test_init_takes_the_model_itself(model: Path, run: Run) -> None:
+    made = run("init", model, "--name", "mine", "--json").json
+    assert made["folder"] == "mine"
+    assert Path("mine/module.toml").is_file()
+
+
 # -- the registry ------------------------------------------------------------------------------------------------------
 
 

@@ -87,8 +87,9 @@ def read_folder(folder: Path) -> Manifest:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            "manifest.unreadable", f"cannot read {path}: {error}; `skerry init` writes one", file=str(path)
+            "manifest.unreadable", f"cannot read {path}: {why}; `skerry init` writes one", file=str(path)
         ) from error
     return manifests.parse(text, source=str(path))
 

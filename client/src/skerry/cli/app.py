@@ -68,7 +68,9 @@ def root(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="The module's folder, made if need be.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR|MODEL]", help="The module's folder, made if need be; or the model itself.")
+    ] = Path(),
     model: Annotated[
         Path | None, typer.Option("--from", help="Model: .onnx, or OpenVINO's .xml. [default: the one in DIR]")
     ] = None,
@@ -83,6 +85,8 @@ def init(
     """Write a module's folder from a model: its manifest, and a golden test. Make a signing key if there is none."""
     from skerry import keys
 
+    if model is None and folder.is_file():  # `skerry init model.onnx`: what people type first
+        model, folder = folder, Path(name or scaffold.slug(folder.stem))
     made = scaffold.create(model or _only_model(folder), folder, name=name, engine=engine, golden=golden, seed=seed)
     key, fresh = keys.load_or_generate()
     if json:
