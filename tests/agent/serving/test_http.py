@@ -117,6 +117,21 @@ def test_chunked_bodies_and_expect_continue(plane: Running) -> None:
         assert read_answers(sock, 1)[0].status == 200
 
 
+def test_head_has_no_body_and_a_wrong_method_is_told_the_right_one(plane: Running) -> None:
+    head = b"HEAD /v2/models/linear HTTP/1.1\r\nHost: x\r\n\r\n"
+    wrong = b"HEAD /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\n\r\n"
+    with plane.raw() as sock:
+        sock.sendall(head + wrong + with_id(7))
+        data = b""
+        while b'"id":"7"' not in data:
+            data += sock.recv(65536)
+    first, second, third, _ = data.split(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 405")
+    assert b"Allow: POST" in second
+    assert third.startswith(b"HTTP/1.1 200")
+
+
 def test_offers_of_other_protocols_are_not_taken(plane: Running) -> None:
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
     get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(offer).encode() + b"\r\n\r\n"

@@ -154,7 +154,8 @@ class HttpFront:
             path = exchange.path.decode("latin-1")[:200]
             raise InputError("request.not_found", f"cannot find {path}: the Open Inference Protocol starts at /v2")
         allowed = oip.METHOD_OF[target.verb]
-        if exchange.method != allowed:
+        if exchange.method != allowed and (allowed != b"GET" or exchange.method != b"HEAD"):
+            exchange.allow = b"Allow: %b\r\n" % allowed
             raise InputError(
                 "request.method_not_allowed", f"cannot {exchange.method.decode()} this address; use {allowed.decode()}"
             )

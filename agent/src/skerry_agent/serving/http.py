@@ -50,6 +50,7 @@ class Exchange:
 
     __slots__ = (
         "_connection",
+        "allow",
         "began",
         "body",
         "cancel",
@@ -73,6 +74,7 @@ class Exchange:
         self.json = -1
         self.timeout_s = 0.0  # 0: the module's own
         self.began = 0.0
+        self.allow = b""  # the header that a 405 has
         self.endpoint = b""
         self.refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
         self.cancel: Any = None  # set by the front: called if the client leaves
@@ -282,8 +284,11 @@ class HttpConnection(asyncio.Protocol):
             head = _JSON % (len(body), connection) if json < 0 else _BINARY % (json, len(body), connection)
         else:
             reason = oip.REASONS.get(status, b"Error")
-            head = _ERROR % (status, reason, code.encode(), len(body), _EXTRA.get(status, b""), connection)
-        if len(body) <= _JOIN_BYTES:
+            extra = _EXTRA.get(status, exchange.allow)
+            head = _ERROR % (status, reason, code.encode(), len(body), extra, connection)
+        if exchange.method == b"HEAD":
+            transport.write(head)
+        elif len(body) <= _JOIN_BYTES:
             transport.write(head + body)
         else:
             transport.writelines((head, body))
