@@ -205,6 +205,8 @@ class Bench:
             self.queue.append(fx.ChunkArrived(digest, part, chunks.frame(piece)))
 
     def _complete(self, digest: str) -> fx.Event:
+        if digest not in self.parts:
+            return fx.Failed("CompleteObject", digest, "resource.no_space", "chunks are missing")
         data = b"".join(data for _, data in sorted(self.parts.pop(digest).items()))
         if messages and digest != _sha256(data):
             return fx.Failed("CompleteObject", digest, "package.digest_mismatch", "damaged")

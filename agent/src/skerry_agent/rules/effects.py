@@ -152,7 +152,8 @@ class StoreChunk(_E, frozen=True):
 
 class CompleteObject(_E, frozen=True):
     """All chunks are stored: check SHA-256, then make the object visible. Outcome: Done, or Failed with
-    ``package.digest_mismatch`` (the partial object is then gone)."""
+    ``package.digest_mismatch`` (the partial object is then gone), or with ``resource.no_space`` where a chunk could not
+    be stored just before (what is stored stays)."""
 
     digest: str
     size: int
