@@ -18,9 +18,9 @@ from skerry_hub.console import live
 from skerry_hub.console.forms import RolloutForm, format_waves, parse_waves
 from skerry_hub.console.queries.fleet import search
 from skerry_hub.console.queries.paging import Page, clamp
-from skerry_hub.console.queries.rollouts import wave_state
+from skerry_hub.console.queries.rollouts import ORDER, WENT_BACK, Happening, shown, together, wave_state
 from skerry_hub.console.series import Series
-from skerry_hub.rules.rollout import Plan, RolloutState, Wave, check_plan
+from skerry_hub.rules.rollout import DeviceStep, Plan, RolloutState, Wave, check_plan
 from skerry_modules import messages
 from skerry_modules.errors import InputError
 from skerry_modules.histogram import Histogram
@@ -159,13 +159,35 @@ def test_a_page_number_is_always_one_that_exists(number: int, total: int, size: 
     ],
 )
 def test_a_wave_is_said_as_it_is(state: str, current: int, number: int, said: str) -> None:
-    assert wave_state(state, current, number) == said
+    assert wave_state(state, current, number, {}) == said
 
 
 @settings(deadline=None)
 @given(st.sampled_from(RolloutState), st.integers(0, 3), st.integers(0, 3))
 def test_every_wave_of_every_rollout_has_a_state(state: RolloutState, current: int, number: int) -> None:
-    assert wave_state(state, current, number)
+    assert wave_state(state, current, number, {"went-back": 1})
+
+
+def test_one_that_fails_is_told_from_those_that_go_back_with_it() -> None:
+    assert shown("rolled-back", has_reason=True) == "failed"
+    assert shown("rolled-back", has_reason=False) == WENT_BACK
+    assert shown("unschedulable", has_reason=True) == "unschedulable"
+
+
+@given(st.sampled_from(DeviceStep), st.booleans())
+def test_every_step_is_shown_in_the_bars(step: DeviceStep, has_reason: bool) -> None:
+    assert shown(step, has_reason) in ORDER
+
+
+@given(st.lists(st.tuples(st.sampled_from(["wave", "device-failed", "device-succeeded"]), st.booleans()), max_size=20))
+def test_a_timeline_put_together_loses_nobody(kinds: list[tuple[str, bool]]) -> None:
+    story = [
+        Happening(9 - place, "hub", kind, "", [f"d{place}"] if one else []) for place, (kind, one) in enumerate(kinds)
+    ]
+    expected = [name for happening in story for name in happening.devices]
+    found = together(story)
+    assert [name for happening in found for name in happening.devices] == expected
+    assert sum(not happening.devices for happening in found) == sum(not one for _, one in kinds)
 
 
 # -- series --------------------------------------------------------------------------------------------------------

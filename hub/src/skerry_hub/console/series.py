@@ -19,6 +19,8 @@ from skerry_modules.messages import Distribution
 BINS: Final = len(LOG2_EDGES) - 1
 MAX_WINDOW_MS: Final = 600_000
 """A longer window is a clock that jumped; it counts as this long."""
+MIN_SHOWN: Final = 24
+"""Buckets that are shown at least, so that a chart that begins is not one point stretched over its width."""
 SLACK_MS: Final = 2_000
 """How long a finished window may take from the device into the database and still be waited for."""
 
@@ -76,10 +78,11 @@ class Series:
         """The buckets that are complete at ``now``."""
         complete = (now - self._lag - SLACK_MS) // self.width  # number of the first bucket that is not
         end = min(self.length, max(1, complete - (self._newest - self.length + 1)))
-        times = [(self._newest - self.length + 1 + place) * self.width for place in range(end)]
-        rate = self._requests[:end] * (1000 / self.width)
-        errors = self._errors[:end] * (1000 / self.width)
-        quantiles = [_quantiles(row) for row in self._counts[:end]]
+        first = min(self._first(), max(0, end - MIN_SHOWN))
+        times = [(self._newest - self.length + 1 + place) * self.width for place in range(first, end)]
+        rate = self._requests[first:end] * (1000 / self.width)
+        errors = self._errors[first:end] * (1000 / self.width)
+        quantiles = [_quantiles(row) for row in self._counts[first:end]]
         return Points(
             times=times,
             rate=[round(float(value), 3) for value in rate],
@@ -87,6 +90,11 @@ class Series:
             p50=[low for low, _ in quantiles],
             p99=[high for _, high in quantiles],
         )
+
+    def _first(self) -> int:
+        """The bucket in which the first request came: before it is nothing to show."""
+        used = np.flatnonzero(self._requests)
+        return max(0, int(used[0]) - 1) if len(used) else self.length
 
 
 class Points(msgspec.Struct, frozen=True):

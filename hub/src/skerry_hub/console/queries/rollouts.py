@@ -16,30 +16,37 @@ from skerry_hub.tables import Audit, DeviceModule, Rollout, RolloutDevice
 
 ACTIVE: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
 
+WENT_BACK: Final = "went-back"
+"""How a device is shown that turned back with the others; one that turned back for a reason of its own has failed."""
+
 ORDER: Final = (
-    DeviceStep.SUCCEEDED,
-    DeviceStep.ASSIGNED,
-    DeviceStep.ROLLING_BACK,
-    DeviceStep.FAILED,
-    DeviceStep.ROLLED_BACK,
-    DeviceStep.UNSCHEDULABLE,
-    DeviceStep.PENDING,
-    DeviceStep.SKIPPED,
+    str(DeviceStep.SUCCEEDED),
+    str(DeviceStep.ASSIGNED),
+    str(DeviceStep.ROLLING_BACK),
+    str(DeviceStep.FAILED),
+    WENT_BACK,
+    str(DeviceStep.UNSCHEDULABLE),
+    str(DeviceStep.PENDING),
+    str(DeviceStep.SKIPPED),
 )
 """As the bars show them."""
 
-_ENDED: Final = (
-    DeviceStep.SUCCEEDED,
-    DeviceStep.FAILED,
-    DeviceStep.UNSCHEDULABLE,
-    DeviceStep.SKIPPED,
-    DeviceStep.ROLLED_BACK,
-)
+
+def shown(step: str, has_reason: bool) -> str:
+    """What a device is shown as: a step, or :data:`WENT_BACK`. Pure."""
+    if step in (DeviceStep.ROLLED_BACK, DeviceStep.ROLLING_BACK) and has_reason:
+        return str(DeviceStep.FAILED)
+    return WENT_BACK if step == DeviceStep.ROLLED_BACK else str(step)
+
+
+def segments(steps: dict[str, int]) -> list[tuple[str, int]]:
+    """Counts in the order of :data:`ORDER`, without those that are 0. Pure."""
+    return [(step, steps[step]) for step in ORDER if steps.get(step)]
 
 
 @dataclass
 class RolloutLine:
-    """A rollout with its devices counted by step."""
+    """A rollout with its devices counted by what they are shown as (see :func:`shown`)."""
 
     row: Rollout
     plan: Plan
@@ -50,16 +57,12 @@ class RolloutLine:
         return sum(self.steps.values())
 
     @property
-    def done(self) -> int:
-        return sum(self.steps.get(step, 0) for step in _ENDED)
-
-    @property
     def failed(self) -> int:
-        return self.steps.get(DeviceStep.FAILED, 0) + self.steps.get(DeviceStep.ROLLED_BACK, 0)
+        return self.steps.get(DeviceStep.FAILED, 0)
 
     @property
     def segments(self) -> list[tuple[str, int]]:
-        return [(str(step), self.steps.get(step, 0)) for step in ORDER if self.steps.get(step, 0)]
+        return segments(self.steps)
 
     @property
     def active(self) -> bool:
@@ -80,7 +83,7 @@ class WaveLine:
 
     @property
     def segments(self) -> list[tuple[str, int]]:
-        return [(str(step), self.steps.get(step, 0)) for step in ORDER if self.steps.get(step, 0)]
+        return segments(self.steps)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ class DeviceProgressLine:
     phase: str = ""
     step: str = ""
     progress: float = 0.0
-    message: str = ""
+
+    @property
+    def shown(self) -> str:
+        return shown(self.row.step, bool(self.row.reason))
 
 
 def rollouts(session: Session, *, state: str = "", module: str = "", number: int = 1) -> Page[RolloutLine]:
@@ -164,35 +170,41 @@ def _count(session: Session, lines: Sequence[RolloutLine]) -> None:
     by_id = {line.row.id: line for line in lines}
     if not by_id:
         return
+    has_reason = (col(RolloutDevice.reason) != "").label("has_reason")
     statement = (
-        select(col(RolloutDevice.rollout), col(RolloutDevice.step), func.count())
+        select(col(RolloutDevice.rollout), col(RolloutDevice.step), has_reason, func.count())
         .where(col(RolloutDevice.rollout).in_(by_id))
-        .group_by(col(RolloutDevice.rollout), col(RolloutDevice.step))
+        .group_by(col(RolloutDevice.rollout), col(RolloutDevice.step), has_reason)
     )
-    for rollout, step, number in session.execute(statement):
-        by_id[rollout].steps[step] = number
+    for rollout, step, reason, number in session.execute(statement):
+        steps = by_id[rollout].steps
+        steps[shown(step, reason)] = steps.get(shown(step, reason), 0) + number
 
 
 def waves(session: Session, line: RolloutLine) -> list[WaveLine]:
     """Each wave, with the devices that are its own; those that cannot be scheduled belong to none."""
+    has_reason = (col(RolloutDevice.reason) != "").label("has_reason")
     statement = (
-        select(col(RolloutDevice.wave), col(RolloutDevice.step), func.count())
+        select(col(RolloutDevice.wave), col(RolloutDevice.step), has_reason, func.count())
         .where(col(RolloutDevice.rollout) == line.row.id, col(RolloutDevice.step) != DeviceStep.UNSCHEDULABLE)
-        .group_by(col(RolloutDevice.wave), col(RolloutDevice.step))
+        .group_by(col(RolloutDevice.wave), col(RolloutDevice.step), has_reason)
     )
     steps: dict[int, dict[str, int]] = {}
-    for wave, step, number in session.execute(statement):
-        steps.setdefault(wave, {})[step] = number
+    for wave, step, reason, number in session.execute(statement):
+        mine = steps.setdefault(wave, {})
+        mine[shown(step, reason)] = mine.get(shown(step, reason), 0) + number
     return [
-        WaveLine(number, mine, wave_state(line.row.state, line.row.wave, number))
+        WaveLine(number, mine, wave_state(line.row.state, line.row.wave, number, mine))
         for number, mine in sorted(steps.items())
     ]
 
 
-def wave_state(rollout: str, current: int, number: int) -> str:
-    """What one wave is at, from the rollout's state and its current wave. Pure."""
+def wave_state(rollout: str, current: int, number: int, steps: dict[str, int]) -> str:
+    """What one wave is at, from the rollout's state, its current wave and the wave's own devices. Pure."""
     if number > current:
         return "pending" if rollout in ACTIVE else "skipped"
+    if number < current and (steps.get(WENT_BACK) or steps.get(DeviceStep.ROLLING_BACK)):
+        return "rolling-back" if steps.get(DeviceStep.ROLLING_BACK) else "rolled-back"
     if number < current or rollout == RolloutState.SUCCEEDED:
         return "succeeded"
     return {
@@ -226,14 +238,16 @@ def reasons(session: Session, number: int, devices: int = 5) -> list[ReasonLine]
 
 
 def cells(session: Session, number: int, limit: int = 2_000) -> list[tuple[str, int, str, str]]:
-    """(device, wave, step, reason) of every device, for the grid; at most ``limit``."""
+    """(device, wave, what it is shown as, reason) of every device, for the grid; at most ``limit``."""
     statement = (
         select(col(RolloutDevice.device), col(RolloutDevice.wave), col(RolloutDevice.step), col(RolloutDevice.reason))
         .where(col(RolloutDevice.rollout) == number)
         .order_by(col(RolloutDevice.wave), col(RolloutDevice.device))
         .limit(limit)
     )
-    return [(device, wave, step, reason) for device, wave, step, reason in session.execute(statement)]
+    return [
+        (device, wave, shown(step, bool(reason)), reason) for device, wave, step, reason in session.execute(statement)
+    ]
 
 
 def devices(
@@ -272,22 +286,22 @@ def devices(
         if module is None:
             rows.append(DeviceProgressLine(row))
         else:
-            rows.append(DeviceProgressLine(row, module.phase, module.step, module.progress, module.message))
+            rows.append(DeviceProgressLine(row, module.phase, module.step, module.progress))
     return Page(rows=rows, number=number, total=total)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Happening:
-    """One line of a rollout's story. ``message`` says what, where the one who acted gave no reason."""
+    """One line of a rollout's story: something done, or the same thing noted of ``devices`` one after another."""
 
     at: int
     actor: str
     action: str
     message: str
-    device: str
+    devices: list[str] = field(default_factory=list)
 
 
-def timeline(session: Session, number: int, limit: int = 100) -> list[Happening]:
+def timeline(session: Session, number: int, limit: int = 2_000) -> list[Happening]:
     """What was done and noted about a rollout, newest first."""
     statement = (
         select(Audit)
@@ -298,6 +312,17 @@ def timeline(session: Session, number: int, limit: int = 100) -> list[Happening]
     found = []
     for row in session.execute(statement).scalars():
         data = msgspec.json.decode(row.data or "{}")
-        message = row.reason or str(data.get("message", ""))
-        found.append(Happening(row.at, row.actor, row.action, message, str(data.get("device", ""))))
+        devices = [str(data["device"])] if data.get("device") else []
+        found.append(Happening(row.at, row.actor, row.action, row.reason or str(data.get("message", "")), devices))
+    return together(found)
+
+
+def together(happenings: Iterable[Happening]) -> list[Happening]:
+    """Notes of the same kind about one device after another as one line: a wave of 500 is no list of 500. Pure."""
+    found: list[Happening] = []
+    for one in happenings:
+        if one.devices and found and found[-1].devices and found[-1].action == one.action:
+            found[-1].devices += one.devices
+        else:
+            found.append(one)
     return found

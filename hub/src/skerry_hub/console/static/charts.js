@@ -87,12 +87,21 @@
     }));
   }
 
+  // A value between two gaps is no line: it shows as a point.
+  function lonely(values) {
+    const places = [];
+    for (let at = 0; at < values.length; at++) {
+      if (values[at] != null && values[at - 1] == null && values[at + 1] == null) places.push(at);
+    }
+    return places;
+  }
+
   function build(element) {
     const { unit, kind } = element.dataset;
     const labels = JSON.parse(element.dataset.labels);
     const data = JSON.parse(element.dataset.series);
     const series = labels.map(([name, color], index) => ({
-      label: name, stroke: token(color), width: 1.6, points: { show: data[0].length < 3 },
+      label: name, stroke: token(color), width: 1.6, points: { show: true, size: 5, filter: (plot, place) => lonely(plot.data[place]) },
       fill: kind === "area" && index === 0 ? token(`${color}-fill`) : undefined, spanGaps: false,
     }));
     const plot = new uPlot({
