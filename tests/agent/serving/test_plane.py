@@ -254,11 +254,23 @@ def test_workers_have_their_limits(start: Start, tmp_path: Path) -> None:
     worker = psutil.Process(facts["pid"])
     assert worker.nice() == 5
     assert worker.cpu_affinity() == [0]
+    assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "500"
     soft, hard = worker.rlimit(psutil.RLIMIT_DATA)
     assert soft == hard > 100_000_000
     assert worker.rlimit(psutil.RLIMIT_CORE) == (0, 0)
     inherited = [path for path in Path(f"/proc/{worker.pid}/fd").iterdir() if int(path.name) > 2]
     assert len(inherited) <= 2  # its socket, and what lists this
+
+
+def test_a_stop_that_reaches_all_processes_is_the_agents_to_handle(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    plane.serve(adder(tmp_path, 1))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for pid in plane.plane.pids():
+            os.kill(pid, number)
+    time.sleep(0.1)
+    assert plane.score("adder", [[0, 0, 0, 0]]).status == 200
+    assert plane.exits == []
 
 
 AGENT = """

@@ -30,6 +30,8 @@ from skerry_agent.serving import orders, worker
 MESSAGE_BYTES: Final = 64 * 1024
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+_OOM_SCORE: Final = "500"
+"""A device that runs out of memory should lose a worker, which comes back, before anything else."""
 _orders = msgspec.msgpack.Decoder(orders.ToZygote)
 
 
@@ -60,7 +62,9 @@ class Zygote:
         os.set_blocking(self._waker, False)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the agent's to handle
+        # Ctrl-C and a service manager's stop reach every process at once, but only the agent knows what is in flight.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _tell(self, message: orders.FromZygote) -> None:
         with contextlib.suppress(OSError):
@@ -166,6 +170,8 @@ def limit(order: orders.Spawn) -> None:
     if order.data_mb > 0:
         allowed = data_bytes() + order.data_mb * 1_000_000
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     if order.niceness > 0:
         os.nice(order.niceness)
     if order.affinity:
