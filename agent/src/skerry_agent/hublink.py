@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from skerry_agent.events import Events
-from skerry_agent.mqtt import LinkDown, LinkEvent, LinkUp, Message
+from skerry_agent.mqtt import REFUSED, LinkDown, LinkEvent, LinkUp, Message
 from skerry_agent.outbox import Outbox
 from skerry_agent.rules import effects as fx
 from skerry_agent.spool import wall_ms
@@ -83,6 +83,7 @@ class HubLink:
         self.events: Events
         self.reason = ""
         self.since = time.monotonic()
+        self._down = False
         self.others: dict[str, Callable[[str, bytes], None]] = {}
         """Filters of sources that listen on the hub's broker, and who takes their messages."""
 
@@ -127,7 +128,7 @@ class HubLink:
 
     def _on_up(self, refused: tuple[str, ...]) -> None:
         log.info("connected to the hub's broker")
-        self.reason, self.since = "", time.monotonic()
+        self.reason, self.since, self._down = "", time.monotonic(), False
         if refused:
             self.events.tell(
                 Severity.WARNING,
@@ -150,7 +151,12 @@ class HubLink:
         self._post(fx.Connected())
 
     def _on_down(self, reason: str) -> None:
-        self.reason, self.since = reason, time.monotonic()
+        self.reason = reason
+        if self._down and not reason.startswith(REFUSED):
+            log.info("still not connected: %s", reason)  # one outage is one event, however it shows
+            return
+        self._down = True
+        self.since = time.monotonic()
         self.outbox.linked(False)
         self._post(fx.Disconnected())
         self.events.tell(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+REFUSED: Final = "the broker refused the connection"
 _POLL_S: Final = 1.0
 _STEADY_S: Final = 30.0
 _READS: Final = 64
@@ -395,7 +396,7 @@ class _Session:
     ) -> None:
         if code.is_failure:
             hint = "check hub.username and hub.password" if "authori" in str(code).lower() else "see the broker's log"
-            self._reason = f"the broker refused the connection: {code}; {hint}"
+            self._reason = f"{REFUSED}: {code}; {hint}"
             return
         self._accepted = True
         self._link.accepted(self)

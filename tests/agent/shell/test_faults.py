@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,3 +319,31 @@ def test_the_hubs_settings_are_followed(hub: FakeHub, daemon: Make, tmp_path: Pa
         assert agent.scores(2.0)
     hub.wait(lambda: sum(one.requests for one in hub.bodies("telemetry")) >= 5, "telemetry")
     assert len(hub.bodies("sample")) == before
+
+
+def test_while_no_byte_can_be_written_it_scores_and_afterwards_nothing_is_missing(
+    hub: FakeHub, daemon: Make, tmp_path: Path
+) -> None:
+    agent = daemon("[rules]\nsave_retry_max_s = 1.0\n")
+    hub.desire(hub.pack(module_folder(tmp_path / "m1")).wanted(1))
+    hub.wait_phase(1, "Healthy")
+    assert agent.process is not None
+    limits = resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE)
+    before = {one.id for one in hub.bodies("sample")}
+    resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))  # the kernel refuses every write
+    for _ in range(40):
+        assert agent.scores(2.0)
+    hub.desire(hub.pack(module_folder(tmp_path / "m2", 3.0)).wanted(2))
+    hub.wait(lambda: agent.status()["revision"] == 2, "the document to be read")
+    time.sleep(1.0)  # not one more byte is on disk, so nothing may follow from it
+    assert not list((agent.state / "partial").iterdir())
+    assert agent.scores(2.0), "what cannot be saved must not be acted on"
+    duplicates = hub.duplicates
+    resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE, limits)
+    hub.wait_phase(2, "Healthy", seconds=60)
+    assert agent.scores(3.0)
+    hub.wait(lambda: len({one.id for one in hub.bodies("sample")} - before) >= 41, "every sample to arrive")
+    assert len({one.id for one in hub.bodies("sample")}) == len(hub.bodies("sample"))
+    assert hub.gaps == 0
+    assert hub.duplicates - duplicates < 100
+    assert hub.events("resource.no_space")
