@@ -7,7 +7,9 @@ The records themselves stand in the adapter's database; this rule knows of each 
   and every reconnect, starts again from ``base``. The hub drops what it has already.
 * Across streams the most urgent goes first, each within its own window, so that alarms never wait behind samples.
 * Over the byte budget the least urgent stream loses its oldest records. A jump of ``base`` tells the hub how many.
-* A coalesced record (a state snapshot) replaces the newest of its stream in place if that was never sent.
+* A coalesced record (a state snapshot) replaces the newest of its stream in place if that was never sent. It always
+  does, for an outdated state must not be sent: where nothing less urgent can give way to its growth, the budget is
+  exceeded by that.
 
 Only durably stored records may be sent: a number that was sent and then lost in a power cut would be given again.
 Should that happen all the same (a restored backup), the hub's mark is ahead of us: :class:`Acked` then says ``torn``
