@@ -380,6 +380,15 @@ def test_a_damaged_file_at_a_restart_is_fetched_again_while_last_good_serves(wha
     assert bench.reported(2).phase is ModulePhase.HEALTHY
 
 
+def test_a_worker_that_dies_again_and_again_does_not_fill_the_spool() -> None:
+    bench = serving_v1()
+    bench.events.clear()
+    for _ in range(500):
+        bench.feed(CRASH(V1.digest))
+        bench.run(0.1)
+    assert 1 <= len(bench.events) <= 3
+
+
 def test_a_proven_version_that_fails_alone_is_revived() -> None:
     bench = serving_v1()
     bench.faults["Load", V1.digest] = ["install.load_failed"] * 2

@@ -17,6 +17,7 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
     crash_limit: int = 3  # so many crashes or hangs …
     crash_window_s: float = 120.0  # … within this make a loop
     soak_crash_limit: int = 2  # so many in one soak fail it
+    tell_s: float = 30.0  # at most one event about a version's crashes in this time
     error_rate: float = 0.05  # share of requests on which the model failed …
     error_requests: int = 20  # … judged from this many requests on
 

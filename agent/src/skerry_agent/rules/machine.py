@@ -163,7 +163,7 @@ class Machine(Steps):
                 self._fail(slot, record, "install.soak_failed", f"{problem} ({event.reason})", now)
         elif record.step is Step.SERVE and slot.current == record.digest:
             message = f"the worker ended ({event.reason})"
-            self.emit(Severity.WARNING, live.crashes.code, message, record)
+            self.emit_crash(Severity.WARNING, live.crashes.code, message, record, now)
             if live.crashes.looping(now) or not event.restarting:
                 self._fail(slot, record, live.crashes.code, f"{message}, too often", now)
         elif record.step in (Step.GOLDEN, Step.WARM) and not event.restarting:

@@ -258,7 +258,8 @@ class Steps(Versions):
 
     def _limp(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         """Nothing to go back to: serve on as well as it goes, and load again if the worker is gone."""
-        self.emit(Severity.ERROR, record.reason, f"{record.message}; there is no version to go back to", record)
+        message = f"{record.message}; there is no version to go back to"
+        self.emit_crash(Severity.ERROR, record.reason, message, record, now)
         if not live.loaded:
             tries = record.failures.get(Step.SERVE, 1)
             self._mark(record, Step.LOAD, now)

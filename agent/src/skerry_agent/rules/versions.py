@@ -22,12 +22,13 @@ from skerry_modules.messages import Event as EventBody
 class Live:
     """What is known of a version only while the agent runs."""
 
-    __slots__ = ("crashes", "due", "erring", "index", "loaded", "running", "soak", "started", "wake")
+    __slots__ = ("crashes", "due", "erring", "index", "loaded", "running", "soak", "started", "told_at", "wake")
 
     def __init__(self, settings: BrainSettings) -> None:
         self.running = ""  # the slow effect that is under way
         self.due: float | None = None  # when the step's time is over
         self.wake: float | None = None  # when to try again
+        self.told_at: float | None = None  # when its crashes were last told as an event
         self.started = False  # since this start of the agent
         self.loaded = False
         self.index: Index | None = None
@@ -173,6 +174,13 @@ class Versions:
         self.out.append(fx.Remove(record.digest))
 
     # -- telling
+
+    def emit_crash(self, severity: Severity, code: str, message: str, record: Record, now: float) -> None:
+        """As :meth:`emit`, but seldom: a worker that dies ten times a second must not fill the spool."""
+        live = self.live(record.digest)
+        if live.told_at is None or now >= live.told_at + self._settings.health.tell_s:
+            live.told_at = now
+            self.emit(severity, code, message, record)
 
     def emit(self, severity: Severity, code: str, message: str, record: Record | None = None) -> None:
         name, version = (record.name, record.version) if record else ("", 0)
