@@ -30,7 +30,7 @@ from skerry_hub.settings import Settings
 from skerry_hub.streaming import Streaming, StreamingSettings
 from skerry_hub.tables import Device
 from skerry_modules import trust
-from skerry_modules.errors import ResourceError, SkerryError
+from skerry_modules.errors import InputError, ResourceError, SkerryError
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,20 @@ class Hub:
 
         Raises:
             ResourceError: ``resource.database_in_use``, ``resource.database_unreachable``.
-            InputError: ``trust.bad_key``.
+            InputError: ``trust.bad_key``, ``settings.invalid`` (the data folder).
         """
         if self._opened:
             return
         folder = self.settings.data_folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.key = keys.hub_key(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.key = keys.hub_key(folder)
+        except OSError as error:
+            raise InputError(
+                "settings.invalid",
+                f"cannot use the data folder {folder}: {error.strerror}; make it writable, or choose another --data",
+                setting="data",
+            ) from error
         self.db.info[desired.SIGNER] = self.key
         self.db.migrate()
         self._lease.acquire()

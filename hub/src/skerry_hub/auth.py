@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -128,10 +128,9 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, respond: Any) -> None:
         self._app = app
         self._authenticator = authenticator(settings)
-        self._hosts = {
-            settings.host.lower(),
-            *filter(None, (n.strip().lower() for n in settings.allowed_hosts.split(","))),
-        }
+        names = (name.strip().lower() for name in settings.allowed_hosts.split(","))
+        self._allowed = frozenset(name for name in names if name)
+        self._hosts = self._allowed | {settings.host.lower()}
         self._check_host = isinstance(self._authenticator, LocalUser) or bool(settings.allowed_hosts)
         self._respond = respond  # makes the one error response of the hub from a SkerryError
 
@@ -152,7 +151,7 @@ class Guard:
         if self._check_host:
             self._refuse_foreign_host(headers)
         if scope["method"] not in SAFE_METHODS:
-            refuse_cross_site(headers)
+            refuse_cross_site(headers, self._allowed)
         client = (scope.get("client") or ("127.0.0.1",))[0]  # None: a Unix socket, or a test in the same process
         scope.setdefault("state", {})["identity"] = self._authenticator.identify(headers, client)
 
@@ -167,8 +166,12 @@ class Guard:
             )
 
 
-def refuse_cross_site(headers: Mapping[str, str]) -> None:
+def refuse_cross_site(headers: Mapping[str, str], allowed: Collection[str] = ()) -> None:
     """Refuse a changing request that another site's page provoked. Callers that are no browsers send neither header.
+
+    Args:
+        headers: the request's, with lower-case names.
+        allowed: names of this hub besides its Host, such as that of a proxy which sends another Host on.
 
     Raises:
         InputError: ``auth.cross_site``.
@@ -176,7 +179,8 @@ def refuse_cross_site(headers: Mapping[str, str]) -> None:
     origin, fetch_site = headers.get("origin"), headers.get("sec-fetch-site")
     foreign = fetch_site not in (None, "same-origin", "none")
     if origin is not None:
-        foreign = foreign or _origin(origin) != headers.get("host", "").lower()
+        place = _origin(origin)
+        foreign = foreign or (place != headers.get("host", "").lower() and host_name(place) not in allowed)
     if foreign:
         raise InputError(
             "auth.cross_site",

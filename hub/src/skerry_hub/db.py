@@ -96,13 +96,15 @@ class Database:
         return self.url.set(drivername=self.dialect).render_as_string(hide_password=True)
 
 
-def add_missing(session: Session, table: type[SQLModel], **values: Any) -> None:
-    """Insert a row unless one with its key is there: two that do so at once both succeed."""
+def add_missing(session: Session, table: type[SQLModel], **values: Any) -> bool:
+    """Insert a row unless one with its key is there, and say whether it was: of two at once, one did."""
     if session.get_bind().dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert  # not needed, and slow to import, on SQLite
     else:
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
-    session.exec(insert(table).values(**values).on_conflict_do_nothing())
+    target = SQLModel.metadata.tables[str(table.__tablename__)]
+    statement = insert(target).values(**values).on_conflict_do_nothing().returning(*target.primary_key)
+    return session.connection().execute(statement).first() is not None  # drivers disagree on the row count
 
 
 def _parse(url: str) -> URL:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from sqlmodel import Session, col, select
 
+from skerry_hub import devices, registry
 from skerry_hub.tables import Assignment, DesiredDocument, Device, ModelVersion
 from skerry_modules import messages, trust
 from skerry_modules.errors import BugError, InputError
@@ -42,8 +43,8 @@ def assign(
     """
     if version is None:
         return unassign(session, device, module, now=now)
-    row = _locked(session, device)
-    if session.get(ModelVersion, (module, version)) is None:
+    row = devices.locked(session, device)
+    if registry.held(session, module, version) is None:
         raise InputError(
             "module.unknown", f"cannot assign {module}:{version}: no such version; see `skerry models list`"
         )
@@ -61,7 +62,7 @@ def assign(
 
 def unassign(session: Session, device: str, module: str, *, now: int) -> int:
     """Want no version of ``module`` on ``device`` any more. Returns the revision; nothing to do changes nothing."""
-    row = _locked(session, device)
+    row = devices.locked(session, device)
     current = session.get(Assignment, (device, module))
     if current is None:
         return row.desired_revision
@@ -72,7 +73,7 @@ def unassign(session: Session, device: str, module: str, *, now: int) -> int:
 
 def reissue(session: Session, device: str, *, now: int) -> int:
     """Sign the same wishes again under a new revision (the hub's key or a setting changed)."""
-    row = _locked(session, device)
+    row = devices.locked(session, device)
     _issue(session, row, row.desired_revision + 1, now)
     return row.desired_revision
 
@@ -81,15 +82,6 @@ def document(session: Session, device: str) -> bytes | None:
     """The signed document's payload as devices get it, or None where nothing was ever wanted."""
     row = session.get(DesiredDocument, device)
     return row.payload if row else None
-
-
-def _locked(session: Session, device: str) -> Device:
-    # FOR UPDATE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
-    statement = select(Device).where(col(Device.id) == device).with_for_update()
-    row = session.exec(statement.execution_options(populate_existing=True)).one_or_none()
-    if row is None:
-        raise InputError("device.unknown", f"cannot find the device {device!r}: see `skerry devices list`")
-    return row
 
 
 def _issue(session: Session, row: Device, revision: int, now: int) -> None:

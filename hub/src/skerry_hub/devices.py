@@ -19,6 +19,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, queries, scheduling
+from skerry_hub.db import add_missing
 from skerry_hub.queries import TagQuery
 from skerry_hub.rules.rollout import ACTIVE, DeviceStep
 from skerry_hub.tables import (
@@ -61,15 +62,12 @@ def register(
     topics.check_device_id(device)
     profiles.get(profile)
     checked = queries.check_tags(tags, reserved=queries.BUILT_IN)
-    if session.get(Device, device):
+    password = secrets.token_urlsafe(PASSWORD_BYTES)
+    row = Device(id=device, profile=profile, secret=hash_password(password), description=description, created_at=now)
+    if not add_missing(session, Device, **row.model_dump()):
         raise InputError(
             "device.exists", f"cannot register the device {device!r}: it exists; choose another id, or remove it first"
         )
-    password = secrets.token_urlsafe(PASSWORD_BYTES)
-    session.add(
-        Device(id=device, profile=profile, secret=hash_password(password), description=description, created_at=now)
-    )
-    session.flush()
     session.add_all(DeviceTag(device=device, key=key, value=value) for key, value in checked.items())
     audit.record(session, actor=actor, action="device.register", subject=device, now=now, profile=profile, tags=checked)
     return password
@@ -81,7 +79,7 @@ def renew_password(session: Session, device: str, *, actor: str, now: int) -> st
     Raises:
         InputError: ``device.unknown``.
     """
-    row = get(session, device)
+    row = locked(session, device)
     password = secrets.token_urlsafe(PASSWORD_BYTES)
     row.secret = hash_password(password)
     session.add(row)
@@ -101,6 +99,18 @@ def get(session: Session, device: str) -> Device:
     return row
 
 
+def locked(session: Session, device: str) -> Device:
+    """One device, as it is now, with its row locked until the transaction ends: whoever changes it comes here first.
+
+    Raises:
+        InputError: ``device.unknown``.
+    """
+    # FOR UPDATE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
+    statement = select(Device).where(col(Device.id) == device).with_for_update()
+    row = session.exec(statement.execution_options(populate_existing=True)).one_or_none()
+    return row or get(session, device)
+
+
 def find(session: Session, query: TagQuery | None = None, *, after: str = "", limit: int = 0) -> Sequence[Device]:
     """Devices that match, by id, after the id ``after``; ``limit`` 0: all of them."""
     statement = select(Device).where(queries.device_filter(query or TagQuery())).order_by(col(Device.id))
@@ -115,7 +125,7 @@ def set_tags(session: Session, device: str, tags: Mapping[str, str], *, actor: s
     Raises:
         InputError: ``device.unknown``, ``query.invalid``.
     """
-    get(session, device)
+    locked(session, device)
     checked = queries.check_tags(tags, reserved=queries.BUILT_IN)
     session.exec(delete(DeviceTag).where(col(DeviceTag.device) == device))
     session.add_all(DeviceTag(device=device, key=key, value=value) for key, value in checked.items())
@@ -150,7 +160,7 @@ def remove(session: Session, device: str, *, actor: str, now: int, reason: str =
     Raises:
         InputError: ``device.unknown``; ``device.in_use`` while a rollout runs on it, which may have to turn it back.
     """
-    row = get(session, device)
+    row = locked(session, device)
     running = (
         select(Rollout.id)
         .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))

@@ -9,9 +9,11 @@ import contextlib
 import os
 from pathlib import Path
 
+from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit
+from skerry_hub.db import add_missing
 from skerry_hub.tables import DesiredDocument, PublisherKey
 from skerry_modules import messages, trust
 from skerry_modules.errors import InputError
@@ -55,11 +57,12 @@ def add_publisher(session: Session, text: str, *, actor: str, now: int) -> Publi
         InputError: ``trust.bad_key``.
     """
     key = trust.parse_public(text)
-    row = session.get(PublisherKey, key.keyid)
-    if row is None:
-        row = PublisherKey(keyid=key.keyid, text=key.text(), added_by=actor, added_at=now)
-    row.text = key.text()
-    session.add(row)
+    mine = col(PublisherKey.keyid) == key.keyid
+    renamed = update(PublisherKey).where(mine).values(text=key.text())
+    while not add_missing(session, PublisherKey, keyid=key.keyid, text=key.text(), added_by=actor, added_at=now):
+        if session.exec(renamed).rowcount:  # none: it was removed in between, so that it can be added
+            break
+    row = session.exec(select(PublisherKey).where(mine).execution_options(populate_existing=True)).one()
     audit.record(session, actor=actor, action="key.add", subject=key.keyid, now=now, name=key.name)
     return row
 
@@ -70,10 +73,8 @@ def remove_publisher(session: Session, keyid: str, *, actor: str, now: int) -> N
     Raises:
         InputError: ``request.not_found``.
     """
-    row = session.get(PublisherKey, keyid)
-    if row is None:
+    if session.exec(delete(PublisherKey).where(col(PublisherKey.keyid) == keyid)).rowcount == 0:
         raise InputError("request.not_found", f"cannot remove the key {keyid}: it is not among the publishers' keys")
-    session.delete(row)
     audit.record(session, actor=actor, action="key.remove", subject=keyid, now=now)
 
 

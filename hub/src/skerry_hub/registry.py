@@ -147,9 +147,16 @@ def get_version(session: Session, name: str, version: int) -> ModelVersion:
     row = session.get(ModelVersion, (name, version))
     if row is None:
         raise InputError(
-            "module.unknown", f"cannot find {name[:80]}:{version}: no such version; see `skerry models versions {name}`"
+            "module.unknown", f"cannot find {name[:80]}:{version}: no such version; see `skerry models show {name}`"
         )
     return row
+
+
+def held(session: Session, name: str, version: int) -> ModelVersion | None:
+    """A version that cannot be deleted before the transaction ends: for those who are about to refer to it."""
+    # FOR SHARE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
+    statement = select(ModelVersion).where(col(ModelVersion.name) == name, col(ModelVersion.version) == version)
+    return session.exec(statement.with_for_update(read=True)).one_or_none()
 
 
 def find_models(session: Session, *, after: str = "", limit: int = 0) -> Sequence[Model]:
@@ -233,6 +240,7 @@ def set_tags(
         InputError: ``module.unknown``, ``query.invalid``.
     """
     get_version(session, name, version)
+    _lock_model(session, name)
     checked = queries.check_tags(tags)
     session.exec(delete(VersionTag).where(col(VersionTag.name) == name, col(VersionTag.version) == version))
     session.add_all(VersionTag(name=name, version=version, key=key, value=value) for key, value in checked.items())
@@ -291,14 +299,16 @@ def delete_version(session: Session, name: str, version: int, *, actor: str, now
         InputError: ``module.unknown``, ``module.in_use`` naming the devices.
     """
     _lock_model(session, name)
+    statement = select(ModelVersion).where(col(ModelVersion.name) == name, col(ModelVersion.version) == version)
+    session.exec(statement.with_for_update()).one_or_none()  # waits for whoever is about to refer to it: see ``held``
     get_version(session, name, version)
-    held = holders(session, name, version)
-    if held:
-        said = "; ".join(f"{role}: {', '.join(names[:5])}{_more(names)}" for role, names in held.items())
+    found = holders(session, name, version)
+    if found:
+        said = "; ".join(f"{role}: {', '.join(names[:5])}{_more(names)}" for role, names in found.items())
         raise InputError(
             "module.in_use",
             f"cannot delete {name}:{version}: it is in use ({said}); roll another version out there first",
-            **{role.replace("-", "_"): names for role, names in held.items()},
+            **{role.replace("-", "_"): names for role, names in found.items()},
         )
     key = {"name": name, "version": version}
     for table in (VersionFile, VersionTag, ModelVersion):

@@ -113,6 +113,14 @@ def test_the_hubs_own_pages_may_change_things(settings: Settings) -> None:
     assert ask(settings, "POST", **headers).status_code == 200
 
 
+def test_a_proxys_own_name_may_be_allowed(settings: Settings) -> None:
+    named = dataclasses.replace(settings, allowed_hosts="hub.lab")
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    assert ask(named, "POST", Origin="https://hub.lab", **headers).status_code == 200
+    refused(ask(named, "POST", Origin="https://evil.example", **headers), 403, "auth.cross_site")
+    refused(ask(named, "POST", Origin="http://127.0.0.1:9999", **headers), 403, "auth.cross_site")
+
+
 def test_another_machine_is_refused_without_a_token() -> None:
     """Only a proxy or a forwarded port brings one here; it would make the whole network local."""
     text = refused(ask(LOCAL, client="192.0.2.7"), 401, "auth.missing")

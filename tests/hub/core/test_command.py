@@ -64,6 +64,8 @@ def broker_port(hub: Running) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serves_says_where_and_stops_cleanly_with_streams_open(hub: Running, number: int) -> None:
+    behind_a_proxy = httpx.get(hub.told["API"] + "/status", headers={"X-Forwarded-For": "192.0.2.7"})
+    assert (behind_a_proxy.status_code, behind_a_proxy.json()["code"]) == (401, "auth.missing")
     status = httpx.get(hub.told["API"] + "/status").json()
     assert status["database"] == hub.told["Database"]
     assert httpx.get(hub.told["Console"], headers={"Accept": "text/html"}).status_code == 200
@@ -145,6 +147,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         (["--lease-s", "0"], {}, "cannot use 0.0 for the setting lease_s: it must be above 0"),
         (["--token", "short"], {}, "a secret of at least 16 characters"),
         (["--database", "mysql://x"], {}, "cannot use a mysql database"),
+        (["--data", "/proc/nothing"], {}, "cannot use the data folder /proc/nothing: "),
         (["--broker", "http://x"], {}, "cannot use the broker 'http://x'"),
     ],
 )
