@@ -95,7 +95,7 @@ def get(session: Session, device: str) -> Device:
     """
     row = session.get(Device, device)
     if row is None:
-        raise InputError("device.unknown", f"cannot find the device {device!r}: see `skerry devices list`")
+        raise _unknown(device)
     return row
 
 
@@ -108,7 +108,9 @@ def locked(session: Session, device: str) -> Device:
     # FOR UPDATE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
     statement = select(Device).where(col(Device.id) == device).with_for_update()
     row = session.exec(statement.execution_options(populate_existing=True)).one_or_none()
-    return row or get(session, device)
+    if row is None:  # not looked for once more: a device that was registered this moment would come back unlocked
+        raise _unknown(device)
+    return row
 
 
 def find(session: Session, query: TagQuery | None = None, *, after: str = "", limit: int = 0) -> Sequence[Device]:
@@ -192,6 +194,10 @@ def compatibility_of(session: Session, device: str, version: ModelVersion) -> li
         InputError: ``device.unknown``.
     """
     return scheduling.obstacles_of(session, [get(session, device)], version)[device]
+
+
+def _unknown(device: str) -> InputError:
+    return InputError("device.unknown", f"cannot find the device {device!r}: see `skerry devices list`")
 
 
 def hash_password(password: str, *, salt: bytes | None = None, rounds: int = PASSWORD_ROUNDS) -> str:

@@ -239,8 +239,8 @@ def set_tags(
     Raises:
         InputError: ``module.unknown``, ``query.invalid``.
     """
-    get_version(session, name, version)
     _lock_model(session, name)
+    get_version(session, name, version)
     checked = queries.check_tags(tags)
     session.exec(delete(VersionTag).where(col(VersionTag.name) == name, col(VersionTag.version) == version))
     session.add_all(VersionTag(name=name, version=version, key=key, value=value) for key, value in checked.items())
