@@ -6,7 +6,7 @@ Adapters: ``mqtt`` (Link), ``disk`` (ModuleStore), ``spool`` (Spool), ``serving`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -18,6 +18,8 @@ from skerry_modules.profiles import Limits
 
 if TYPE_CHECKING:  # numpy stays out of the agent process: it costs 20 MB
     import numpy as np
+
+    from skerry_agent.sources import Row
 
 Arrays: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 """Tensors by name, row-major."""
@@ -120,8 +122,11 @@ class DataPlane(Protocol):
 
 
 class Source(Protocol):
-    """Where inputs come from when nobody calls: a dataset replay, a watched folder, an MQTT topic."""
+    """Where inputs come from when nobody calls: a dataset replay, a watched folder, an MQTT topic.
 
-    name: str
+    ``rows`` yields until there is no more, and may be closed at any time; ``close`` then gives back what it holds.
+    """
 
-    def rows(self) -> AsyncIterator[Arrays]: ...
+    def rows(self) -> AsyncGenerator[Row, None]: ...
+
+    def close(self) -> None: ...

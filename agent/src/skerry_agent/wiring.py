@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry_agent.mqtt import LinkEvent, LinkSettings, Message, MqttLink
+from skerry_agent.ports import Source
 from skerry_agent.rules.brain import Brain
 from skerry_agent.settings import Settings, SourceSettings, parse_address
-from skerry_agent.sources import Feeder, Opened, Source
+from skerry_agent.sources import Feeder, Opened
 from skerry_modules import messages, profiles, topics, trust
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Presence

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
 from skerry_agent.events import Events
-from skerry_agent.ports import DataPlane
+from skerry_agent.ports import DataPlane, Source
 from skerry_agent.sources.values import to_json
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.messages import Severity, Tensor
@@ -44,14 +44,6 @@ class Row(msgspec.Struct, frozen=True):
     read: Callable[[Specs], Inputs]
     wait: bool = True
     done: Callable[[dict[str, Tensor] | SkerryError], None] | None = None
-
-
-class Source(Protocol):
-    """The port. ``close`` gives back what it holds."""
-
-    def rows(self) -> AsyncGenerator[Row, None]: ...
-
-    def close(self) -> None: ...
 
 
 Results = Callable[[dict[str, Any]], None]
