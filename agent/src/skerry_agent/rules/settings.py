@@ -19,5 +19,5 @@ class BrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_index_bytes: int = 4 * 1024 * 1024  # a larger index is refused before it is fetched
     spare_disk_mb: int = 32  # stays free for the spool, the state and the system
     report_progress_s: float = 5.0  # between reports that differ in progress only
-    save_retry_s: float = 1.0  # after a failed save; doubles each time …
-    save_retry_max_s: float = 60.0  # … up to this
+    save_retry_s: float = 1.0  # the pause after a failed save; it doubles each time
+    save_retry_max_s: float = 60.0  # the longest pause after a failed save
