@@ -380,6 +380,16 @@ def test_a_damaged_file_at_a_restart_is_fetched_again_while_last_good_serves(wha
     assert bench.reported(2).phase is ModulePhase.HEALTHY
 
 
+def test_a_serving_version_that_errs_is_unhealthy_until_it_is_well_or_long_silent() -> None:
+    bench = serving_v1()
+    for calm in (lambda: bench.feed(fx.Traffic(V1.digest, 100, 0)), lambda: bench.run(130)):
+        bench.feed(fx.Traffic(V1.digest, 100, 50))
+        state = bench.reported(1)
+        assert (state.phase, state.reason) == (ModulePhase.UNHEALTHY, "scoring.failed")
+        calm()
+        assert bench.reported(1).phase is ModulePhase.HEALTHY
+
+
 def test_a_worker_that_dies_again_and_again_does_not_fill_the_spool() -> None:
     bench = serving_v1()
     bench.events.clear()

@@ -178,7 +178,8 @@ class Machine(Steps):
         live = self.live(event.digest)
         limits = self._settings.health
         if event.requests >= limits.error_requests:
-            live.erring = event.errors > limits.error_rate * event.requests
+            erring = event.errors > limits.error_rate * event.requests
+            live.erring_until = now + limits.crash_window_s if erring else None
         if record.step is Step.SOAK and live.soak is not None:
             live.soak.traffic(event.requests, event.errors)
             problem = live.soak.failure()
@@ -201,6 +202,8 @@ class Machine(Steps):
             for record in list(slot.records.values()):
                 live = self.live(record.digest)
                 live.crashes.recent(now)
+                if live.erring_until is not None and now >= live.erring_until:
+                    live.erring_until = None
                 if live.due is not None and now >= live.due:
                     self._late(slot, record, live, now)
                 elif live.wake is not None and now >= live.wake:

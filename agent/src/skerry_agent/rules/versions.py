@@ -22,7 +22,7 @@ from skerry_modules.messages import Event as EventBody
 class Live:
     """What is known of a version only while the agent runs."""
 
-    __slots__ = ("crashes", "due", "erring", "index", "loaded", "running", "soak", "started", "told_at", "wake")
+    __slots__ = ("crashes", "due", "erring_until", "index", "loaded", "running", "soak", "started", "told_at", "wake")
 
     def __init__(self, settings: BrainSettings) -> None:
         self.running = ""  # the slow effect that is under way
@@ -34,7 +34,7 @@ class Live:
         self.index: Index | None = None
         self.soak: Soak | None = None
         self.crashes = Crashes(settings.health)
-        self.erring = False
+        self.erring_until: float | None = None  # errors of late count for as long as a crash does
 
 
 class Versions:
@@ -78,7 +78,7 @@ class Versions:
                 live = self.live(record.digest)
                 times += [live.due, live.wake]
                 if record.step is Step.SERVE:
-                    times.append(live.crashes.forgotten_at)
+                    times += [live.crashes.forgotten_at, live.erring_until]
         return min((time for time in times if time is not None), default=None)
 
     def progress(self, record: Record, now: float) -> float:
@@ -95,7 +95,7 @@ class Versions:
     def troubled(self, record: Record, now: float) -> bool:
         """Whether a serving version crashed, hung or erred of late."""
         live = self.live(record.digest)
-        return live.erring or live.crashes.recent(now) > 0
+        return live.erring_until is not None or live.crashes.recent(now) > 0
 
     # -- keeping up
 
