@@ -161,7 +161,7 @@ def test_what_cannot_be_served_is_said_in_one_line(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["serve", "--data", str(tmp_path), *arguments]) == 1
+    assert cli.main(["serve", "--data", str(tmp_path), "--port", "0", *arguments]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("skerry-hub: cannot ")
     assert text in line
