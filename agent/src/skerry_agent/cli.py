@@ -22,7 +22,12 @@ PLACES: Final = ("agent.toml", "/etc/skerry/agent.toml")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        return _version()
+    if "work" not in options:
+        parser.error("name a command; --help lists them")
     from skerry_modules.errors import InputError, SkerryError
 
     try:
@@ -42,9 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skerry-agent",
         description="Runs model modules on this device: installs what the hub asks for, proves it, serves it.",
-        epilog="The configuration is agent.toml here or /etc/skerry/agent.toml, unless --config names another.",
+        epilog="The configuration is agent.toml here or /etc/skerry/agent.toml, unless --config names another. "
+        "Exit codes: 0 done; 1 the device or the agent could not; 2 the call or the configuration is wrong.",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="print the version and the engines of this device")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     run = _command(commands, "run", _run, "start the daemon and serve until it is told to stop")
     run.add_argument("--log", default="info", choices=["debug", "info", "warning", "error"], help="what to log")
@@ -152,6 +159,15 @@ def _settings(options: argparse.Namespace) -> int:
 
     found = [msgspec.to_builtins(one) for one in catalogue()]
     _print(found if options.json else report.settings(found), as_json=options.json)
+    return 0
+
+
+def _version() -> int:
+    from skerry_agent.engines import available
+    from skerry_agent.engines._host import installed
+
+    engines = ", ".join(f"{name} {version}" for name, version in available().items())
+    _print(f"skerry-agent {installed('skerry')}; engines: {engines}", as_json=False)
     return 0
 
 
