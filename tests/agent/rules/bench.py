@@ -59,6 +59,7 @@ class Bench:
         self.facts = DeviceFacts()
         self.boots = 0
         self.full = False
+        self.hub_keys = {modules.HUB.public.keyid: modules.HUB.public}
         self.brain: Brain
         self.boot()
 
@@ -78,7 +79,7 @@ class Bench:
             "d1",
             modules.PROFILE,
             {modules.PUBLISHER.public.keyid: modules.PUBLISHER.public},
-            {modules.HUB.public.keyid: modules.HUB.public},
+            self.hub_keys,
             self.settings,
             rng=random.Random(7),
         )

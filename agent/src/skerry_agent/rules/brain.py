@@ -172,7 +172,7 @@ class Brain:
         machine.boot(now)
         if self.desired:
             self._reconcile(now)
-        machine.collect(now)
+            machine.collect(now)  # without a document nobody knows what will be needed
 
     def _desired_arrived(self, payload: bytes, now: float) -> None:
         if payload == self._document:

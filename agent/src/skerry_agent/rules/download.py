@@ -177,6 +177,12 @@ class Download:
                 return [self._want(now)]
         return []
 
+    def postpone(self, seconds: float) -> None:
+        """Nothing that was asked for could begin for so long: it does not count."""
+        self._clock_at += seconds
+        if self._answer_by is not None:
+            self._answer_by += seconds
+
     def stop(self) -> list[Effect]:
         """Nobody needs it any more; what is stored stays for the driver to keep or remove."""
         was, self.phase = self.phase, Phase.FAILED

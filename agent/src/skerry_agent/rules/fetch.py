@@ -99,6 +99,11 @@ class Fetcher:
         download = self._active.get(digest)
         return self._after(download, download.failed(effect, code, message, now), now) if download else []
 
+    def postpone(self, seconds: float) -> None:
+        """Nothing that was asked for could begin for so long."""
+        for download in self._active.values():
+            download.postpone(seconds)
+
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for download in list(self._active.values()):

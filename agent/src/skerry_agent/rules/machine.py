@@ -194,6 +194,7 @@ class Machine(Steps):
             if live.soak is not None:
                 live.soak.started += seconds
                 live.soak.ends += seconds
+        self.fetcher.postpone(seconds)
 
     def tick(self, now: float) -> None:
         self.out += self.fetcher.tick(now)
