@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -86,11 +87,15 @@ def read_events(folder: Path, limit: int) -> list[dict[str, Any]]:
             raise
     from skerry_agent.spool import read_journal
 
-    db = sqlite3.connect(f"{(folder / 'spool.db').as_uri()}?mode=ro", uri=True)
+    path = folder / "spool.db"
     try:
-        return [{"at": one.at, **msgspec.to_builtins(one.event)} for one in read_journal(db, limit)]
-    finally:
-        db.close()
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            return [{"at": one.at, **msgspec.to_builtins(one.event)} for one in read_journal(db, limit)]
+    except sqlite3.Error as error:
+        raise ResourceError(
+            "resource.agent_unreachable",
+            f"cannot read the events in {path}: {error}; run it as the agent's user, or start the agent",
+        ) from error
 
 
 def answer(body: dict[str, Any]) -> str:

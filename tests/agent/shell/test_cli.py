@@ -67,6 +67,17 @@ def test_status_score_and_events_of_a_running_agent(
     assert "resource.agent_unreachable" in failed.stderr
 
 
+def test_events_of_a_stopped_agent_and_of_a_broken_spool(daemon_alone: Callable[..., Daemon]) -> None:
+    agent = daemon_alone()
+    assert agent.stop() == 0
+    assert agent.command("events").stdout.strip() == "no events"
+    (agent.state / "spool.db").write_bytes(b"no database at all" * 1000)
+    failed = agent.command("events")
+    assert failed.returncode == 1
+    assert "cannot read the events in" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
 def test_errors_of_the_call_are_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,3 +149,10 @@ def test_the_catalogue_lists_every_setting_with_help_and_a_variable_that_works()
         if one.env and one.env not in needed and isinstance(one.default, str | int | float):
             text = str(one.default).lower() if isinstance(one.default, bool) else str(one.default)
             load(None, environ={**needed, one.env: text})
+
+
+def test_the_sources_page_shows_a_configuration_that_loads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
+    example = page.split("```toml\n")[1].split("```")[0]
+    found = load(write(tmp_path, '[device]\nid = "d"\nprofile = "p"\n' + example), environ={})
+    assert {one.kind for one in found.sources} == {"replay", "folder", "mqtt"}
