@@ -1,25 +1,18 @@
-"""The registry: models and their versions, registered from signed packages, found by tags, guarded while in use.
+"""The registry: models and their versions, found by tags, given back byte for byte, guarded while in use, collected.
 
-Order of a registration: the index and its signature are checked first, so that nothing unsigned is stored; then each
-object streams into the store; then the model is held to its manifest; the version number is taken last, in one short
-transaction under a lock on the model's row. So numbers are consecutive however many register at once, and a
-registration that fails burns none.
-
-Not handled here: who runs what (:mod:`skerry_hub.desired`, rollouts).
+How a version comes in is :mod:`skerry_hub.registration`; who runs what is :mod:`skerry_hub.desired` and the rollouts.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, keys, queries
+from skerry_hub import audit, queries
 from skerry_hub.db import Database, add_missing
 from skerry_hub.objects import ObjectStore
 from skerry_hub.queries import TagQuery
@@ -34,76 +27,12 @@ from skerry_hub.tables import (
     VersionFile,
     VersionTag,
 )
-from skerry_modules import model_files, package
-from skerry_modules.compatibility import ModelFacts
-from skerry_modules.errors import InputError, SkerryError
-from skerry_modules.manifest import Manifest, is_name
-from skerry_modules.package import Index, Limits, PackageReader
+from skerry_modules import package
+from skerry_modules.errors import InputError
+from skerry_modules.manifest import is_name
 from skerry_modules.trust import Signature
 
 HELD_ROLES: Final = ("current", "candidate", "last-good")
-
-
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version comes from: who registers it and why, its commit, its tags."""
-
-    actor: str
-    reason: str = ""
-    git_commit: str = ""
-    git_branch: str = ""
-    git_remote: str = ""
-    git_dirty: bool = False
-    tags: dict[str, str] = {}
-
-
-def register(
-    database: Database,
-    objects: ObjectStore,
-    name: str,
-    stream: IO[bytes],
-    provenance: Provenance,
-    *,
-    limits: Limits,
-    now: int,
-) -> ModelVersion:
-    """Register a package as the next version of ``name``. Blocks while the stream is read.
-
-    Args:
-        stream: the package file; it is read once, forwards.
-        limits: what the package may be at most.
-
-    Raises:
-        InputError: ``module.exists`` (``data`` has the version that is there), ``manifest.model_mismatch``,
-            ``request.invalid`` (the package is of another name), ``query.invalid`` (a tag).
-        PeerError: ``package.*``, ``trust.*``.
-        ResourceError: ``resource.no_space``.
-    """
-    queries.check_tags(provenance.tags)
-    with package.read_package(stream, limits) as reader:
-        _check_name(name, reader.index.manifest)
-        with database.read() as session:
-            trusted = keys.publishers(session)
-            _refuse_known(session, name, reader.digest)
-        signer = package.verify_index(reader.index_bytes, reader.signatures, trusted)
-        for item in reader.objects():
-            objects.put_stream(item, expected=item.sha256)
-        facts = _check_model(objects, reader.index)
-        objects.put_stream(reader.index_bytes, expected=reader.digest)
-    version = _row(reader, facts, signer.keyid, provenance, now)
-    with database.session() as session:
-        _number(session, version)
-        _add_parts(session, version, reader.index, {**reader.index.manifest.tags, **provenance.tags})
-        audit.record(
-            session,
-            actor=provenance.actor,
-            action="version.register",
-            subject=f"{name}:{version.version}",
-            reason=provenance.reason,
-            now=now,
-            digest=version.digest,
-            signer=signer.keyid,
-        )
-    return version
 
 
 def create_model(session: Session, name: str, *, description: str = "", actor: str, now: int) -> Model:
@@ -117,7 +46,7 @@ def create_model(session: Session, name: str, *, description: str = "", actor: s
             "request.invalid",
             f"cannot create the model {name[:80]!r}: use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit",
         )
-    _ensure_model(session, name, now)
+    ensure_model(session, name, now)
     row = get_model(session, name)
     if description:
         row.description = description
@@ -239,7 +168,7 @@ def set_tags(
     Raises:
         InputError: ``module.unknown``, ``query.invalid``.
     """
-    _lock_model(session, name)
+    lock_model(session, name)
     get_version(session, name, version)
     checked = queries.check_tags(tags)
     session.exec(delete(VersionTag).where(col(VersionTag.name) == name, col(VersionTag.version) == version))
@@ -298,7 +227,7 @@ def delete_version(session: Session, name: str, version: int, *, actor: str, now
     Raises:
         InputError: ``module.unknown``, ``module.in_use`` naming the devices.
     """
-    _lock_model(session, name)
+    lock_model(session, name)
     statement = select(ModelVersion).where(col(ModelVersion.name) == name, col(ModelVersion.version) == version)
     session.exec(statement.with_for_update()).one_or_none()  # waits for whoever is about to refer to it: see ``held``
     get_version(session, name, version)
@@ -322,7 +251,7 @@ def delete_model(session: Session, name: str, *, actor: str, now: int, reason: s
     Raises:
         InputError: ``module.unknown``, ``module.in_use``.
     """
-    _lock_model(session, name)
+    lock_model(session, name)
     for version in find_versions(session, model=name):
         delete_version(session, name, version.version, actor=actor, now=now, reason=reason)
     session.exec(delete(Model).where(col(Model.name) == name))
@@ -342,97 +271,17 @@ def collect_garbage(database: Database, objects: ObjectStore, *, grace_s: float)
     return [digest for digest in candidates if digest not in needed and objects.delete(digest, older_than_s=grace_s)]
 
 
-def _check_name(name: str, manifest: Manifest) -> None:
-    if manifest.name != name:
-        raise InputError(
-            "request.invalid",
-            f"cannot register the package as {name[:80]!r}: its manifest names it {manifest.name!r}; use that name",
-            name=manifest.name,
-        )
-
-
-def _refuse_known(session: Session, name: str, digest: str) -> None:
-    known = session.exec(
-        select(ModelVersion.version).where(col(ModelVersion.name) == name, col(ModelVersion.digest) == digest)
-    ).first()
-    if known is not None:
-        raise InputError(
-            "module.exists",
-            f"cannot register this package: its content is {name}:{known} already; use that version",
-            name=name,
-            version=known,
-            digest=digest,
-        )
-
-
-def _check_model(objects: ObjectStore, index: Index) -> ModelFacts:
-    """Hold the model to the manifest here too: a publisher may pack with other tools than ours."""
-    manifest = index.manifest
-    entry = next((entry for entry in index.files if entry.path == manifest.model), None)
-    if entry is None:
-        raise InputError(
-            "manifest.model_mismatch",
-            f"cannot register {manifest.name}: its model {manifest.model!r} is not in the package",
-        )
-    with tempfile.TemporaryDirectory(prefix="skerry-model-") as folder:
-        link = Path(folder) / manifest.model
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(objects.path(entry.sha256).absolute())
-        try:
-            return model_files.check(Path(folder), manifest, {file.path: file.size for file in index.files})
-        except SkerryError as error:
-            error.message = error.message.replace("cannot pack", "cannot register", 1)
-            raise
-
-
-def _row(reader: PackageReader, facts: ModelFacts, signer: str, provenance: Provenance, now: int) -> ModelVersion:
-    return ModelVersion(
-        name=reader.index.manifest.name,
-        version=0,
-        digest=reader.digest,
-        index_size=len(reader.index_bytes),
-        size=reader.index.size,
-        engine=reader.index.manifest.engine,
-        manifest=msgspec.json.encode(reader.index.manifest).decode(),
-        facts=msgspec.json.encode(facts).decode(),
-        signatures=msgspec.json.encode(reader.signatures).decode(),
-        signer=signer,
-        git_commit=provenance.git_commit,
-        git_branch=provenance.git_branch,
-        git_remote=provenance.git_remote,
-        git_dirty=provenance.git_dirty,
-        created_by=provenance.actor,
-        reason=provenance.reason,
-        created_at=now,
-    )
-
-
-def _number(session: Session, version: ModelVersion) -> None:
-    """Take the next number, under the lock of the model's row, and add the version."""
-    _ensure_model(session, version.name, version.created_at)
-    model = _lock_model(session, version.name)
-    _refuse_known(session, version.name, version.digest)
-    model.last_version += 1
-    version.version = model.last_version
-    session.add(model)
-    session.add(version)
-    session.flush()
-
-
-def _add_parts(session: Session, version: ModelVersion, index: Index, tags: Mapping[str, str]) -> None:
-    name, number = version.name, version.version
-    session.add_all(
-        VersionFile(name=name, version=number, path=file.path, sha256=file.sha256, size=file.size)
-        for file in index.files
-    )
-    session.add_all(VersionTag(name=name, version=number, key=key, value=value) for key, value in tags.items())
-
-
-def _ensure_model(session: Session, name: str, now: int) -> None:
+def ensure_model(session: Session, name: str, now: int) -> None:
+    """Add a model unless it is there; two that register its first version at once both go on."""
     add_missing(session, Model, name=name, description="", last_version=0, created_at=now)
 
 
-def _lock_model(session: Session, name: str) -> Model:
+def lock_model(session: Session, name: str) -> Model:
+    """One model, as it is now, with its row locked until the transaction ends: whoever changes it comes here first.
+
+    Raises:
+        InputError: ``module.unknown``.
+    """
     # FOR UPDATE on PostgreSQL; SQLite leaves it out and holds its one write lock already.
     statement = select(Model).where(col(Model.name) == name).with_for_update()
     row = session.exec(statement.execution_options(populate_existing=True)).one_or_none()

@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
-from skerry_hub import audit, desired, devices, queries, scheduling
+from skerry_hub import audit, desired, devices, queries, registry, scheduling
 from skerry_hub.clock import now_ms
 from skerry_hub.rules import rollout as rules
 from skerry_hub.rules.rollout import DeviceProgress, DeviceReport, DeviceStep, Plan, Rollout, RolloutState
@@ -101,6 +101,7 @@ class RolloutEngine:
         rules.check_plan(plan)
         now = now_ms()
         with self._database.session() as session:
+            registry.held(session, module, version)  # no deletion between this look at it and the commit
             preview = _preview(session, module, version, target, plan)
             _refuse_empty(preview)
             _refuse_conflict(session, module, [one.device for one in preview.candidates])

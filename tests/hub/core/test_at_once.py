@@ -13,10 +13,10 @@ import pytest
 from sqlmodel import Session, col, select
 
 from hub.core.parts import packed
-from skerry_hub import desired, devices, keys, registry
+from skerry_hub import desired, devices, keys, registration, registry
 from skerry_hub.db import Database
 from skerry_hub.objects import FolderStore
-from skerry_hub.registry import Provenance
+from skerry_hub.registration import Provenance
 from skerry_hub.tables import Assignment, Device, ModelVersion
 from skerry_modules import package, trust
 from skerry_modules.errors import InputError, SkerryError
@@ -31,7 +31,7 @@ def filled(database: Database, objects: FolderStore, key: trust.SigningKey, tmp_
         keys.add_publisher(session, key.public.text(), actor="a", now=1)
     for n in range(3):
         data = io.BytesIO(packed(tmp_path / f"m{n}", key, release=str(n)))
-        registry.register(
+        registration.register(
             database, objects, "digits", data, Provenance(actor="a"), limits=package.DEFAULT_LIMITS, now=1
         )
     return database

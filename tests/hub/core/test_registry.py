@@ -11,10 +11,10 @@ import pytest
 from sqlmodel import Session, select
 
 from hub.core.parts import module_folder, onnx_model, packed
-from skerry_hub import desired, devices, keys, queries, registry
+from skerry_hub import desired, devices, keys, queries, registration, registry
 from skerry_hub.db import Database
 from skerry_hub.objects import FolderStore
-from skerry_hub.registry import Provenance
+from skerry_hub.registration import Provenance
 from skerry_hub.rules.rollout import DeviceStep, RolloutState
 from skerry_hub.tables import Audit, DeviceModule, ModelVersion, Rollout, RolloutDevice
 from skerry_modules import package, profiles, trust
@@ -29,7 +29,7 @@ ALICE = Provenance(
 def register(
     database: Database, objects: FolderStore, data: bytes, *, name: str = "digits", provenance: Provenance = ALICE
 ) -> ModelVersion:
-    return registry.register(
+    return registration.register(
         database, objects, name, io.BytesIO(data), provenance, limits=package.DEFAULT_LIMITS, now=1000
     )
 
@@ -226,7 +226,7 @@ def test_refuses_more_than_the_limits(
         (Limits(max_file_bytes=10), "package.too_large"),
     ):
         with pytest.raises(PeerError) as caught:
-            registry.register(sqlite, objects, "digits", io.BytesIO(data), ALICE, limits=limits, now=1)
+            registration.register(sqlite, objects, "digits", io.BytesIO(data), ALICE, limits=limits, now=1)
         assert caught.value.code == code
 
 

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from skerry_hub import queries, registry
+from skerry_hub import queries, registration, registry
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_text, after_version
 from skerry_hub.app import Hub
 from skerry_hub.clock import now_ms
-from skerry_hub.registry import Provenance
+from skerry_hub.registration import Provenance
 from skerry_hub.tables import Model, ModelVersion
 from skerry_modules import package
 from skerry_modules.errors import InputError
@@ -367,6 +367,6 @@ def _model_views(session: Session, rows: Sequence[Model]) -> list[ModelView]:
 
 
 def _register(hub: Hub, name: str, body: UploadedBody, provenance: Provenance, limits: Limits) -> VersionDetail:
-    row = registry.register(hub.db, hub.objects, name, body, provenance, limits=limits, now=now_ms())  # type: ignore[arg-type]
+    row = registration.register(hub.db, hub.objects, name, body, provenance, limits=limits, now=now_ms())  # type: ignore[arg-type]
     with hub.db.read() as session:
         return version_detail(session, row)
