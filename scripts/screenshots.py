@@ -38,12 +38,10 @@ def pictures(url: str) -> list[tuple[str, str, str, dict[str, int]]]:
         ("console-light.png", "/", "light", DESKTOP),
         ("console-dark.png", "/", "dark", DESKTOP),
         ("console-phone.png", "/", "light", PHONE),
-        ("models.png", "/models", "light", DESKTOP),
     ]
     rollouts = get(f"{url}/api/v1/rollouts?limit=1")["items"]
     if rollouts:
         found.append(("rollout-dark.png", f"/rollouts/{rollouts[0]['id']}", "dark", DESKTOP))
-        found.append(("rollout-phone.png", f"/rollouts/{rollouts[0]['id']}", "dark", PHONE))
     devices = get(f"{url}/api/v1/devices?limit=100")["items"]
     if devices:
         shown = next((device for device in devices if device.get("online")), devices[0])
@@ -68,11 +66,12 @@ def take(url: str, out: Path) -> None:
             context = browser.new_context(
                 viewport=viewport,  # type: ignore[arg-type]
                 color_scheme=scheme,  # type: ignore[arg-type]
-                device_scale_factor=2,
+                device_scale_factor=1.5 if viewport is DESKTOP else 2,
                 http_credentials=credentials,  # type: ignore[arg-type]
             )
             page = context.new_page()
             page.goto(url + path)
+            page.locator("html[data-live=live], html[data-live=off]").wait_for(state="attached")
             page.wait_for_timeout(SETTLE_MS)
             page.screenshot(path=out / name)
             print(f"{out / name}  ({path}, {scheme})")  # noqa: T201

@@ -25,7 +25,8 @@ class Chart:
 
     @property
     def empty(self) -> bool:
-        return not any(value is not None for line in self.series[1:] for value in line)
+        """Nothing but gaps and zeros: words say more than a flat line."""
+        return not any(value for line in self.series[1:] for value in line)
 
 
 def _times(times: Sequence[int]) -> list[float]:

@@ -73,7 +73,7 @@ def device(name: str, request: Request) -> Response:
         "device.html",
         title=name,
         section="devices",
-        topics=(f"device:{name}",),
+        topics=(f"device:{name}", "fleet"),
         device=found,
         profile=profiles.shipped().get(found.row.profile),
         points=telemetry,
