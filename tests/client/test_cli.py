@@ -72,7 +72,7 @@ def test_packing_twice_gives_the_same_bytes(folder: Path, run: Run) -> None:
 def test_a_package_by_a_stranger_or_damaged_does_not_verify(folder: Path, tmp_path: Path, run: Run) -> None:
     package.write_package(folder, tmp_path / "x.skerry", SigningKey.generate())
     said = run("modules", "verify", "x.skerry", code=3)
-    assert "add the publisher's key first [trust.unknown_key]" in said.err
+    assert "with `skerry keys trust` [trust.unknown_key]" in said.err
     run("modules", "pack", folder, "--unsigned", "-o", "u.skerry")
     assert "[trust.unsigned]" in run("modules", "verify", "u.skerry", code=3).err
     data = bytearray((tmp_path / "x.skerry").read_bytes())

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -31,10 +32,8 @@ def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*SKERRY, *arguments], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def test_help_tells_the_exit_codes_and_every_command_has_help() -> None:
-    said = command("--help")
-    assert said.returncode == 0
-    assert "Exit codes: 0 done" in said.stdout
+def all_commands() -> dict[str, object]:
+    """Every command and group by its full name."""
     from typer.main import get_command
 
     from skerry.cli.app import app
@@ -44,12 +43,33 @@ def test_help_tells_the_exit_codes_and_every_command_has_help() -> None:
         for child, inner in getattr(one, "commands", {}).items():
             yield from walk(f"{name} {child}", inner)
 
-    found = dict(walk("skerry", get_command(app)))
+    return dict(walk("skerry", get_command(app)))
+
+
+def test_help_tells_the_exit_codes_and_every_command_has_help() -> None:
+    said = command("--help")
+    assert said.returncode == 0
+    assert "Exit codes: 0 done" in said.stdout
+    found = all_commands()
     assert {"skerry modules pack", "skerry rollouts watch", "skerry wire decode", "skerry deploy"} <= set(found)
     for name, one in found.items():
         assert one.help, name  # type: ignore[attr-defined]
         if not hasattr(one, "commands"):
             assert "--json" in {flag for part in one.params for flag in part.opts}, name  # type: ignore[attr-defined]
+
+
+def test_every_command_that_a_text_names_is_there() -> None:
+    """Errors and pages say "see `skerry …`": what they name must exist."""
+    root = Path(__file__).parents[2]
+    texts = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("*/src/**/*.py"), *root.glob("*/src/**/*.html")]
+    known, named = all_commands(), set()
+    for path in texts:
+        for quoted in re.findall(r"(?:`|^\$ |<code>)skerry ((?:[a-z-]+ ?)+)", path.read_text(), re.MULTILINE):
+            words = quoted.split()
+            depth = 2 if f"skerry {words[0]}" in known and hasattr(known[f"skerry {words[0]}"], "commands") else 1
+            named.add((" ".join(["skerry", *words[:depth]]), path.relative_to(root).as_posix()))
+    assert len(named) > 20
+    assert sorted(one for one in named if one[0] not in known) == []
 
 
 def test_a_mistyped_command_and_a_hub_that_is_away_have_their_exit_codes() -> None:

@@ -120,6 +120,28 @@ def test_unpacking_gives_every_file_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "module", "out.skerry"]
 
 
+NAMES = st.from_regex(r"[a-z0-9_-]{1,8}(\.[a-z]{1,3})?", fullmatch=True).filter(
+    lambda name: not name.endswith(".skerry")
+)
+FOLDERS = st.dictionaries(st.lists(NAMES, min_size=1, max_size=3).map("/".join), st.binary(max_size=1500), max_size=6)
+
+
+@given(FOLDERS)
+@settings(max_examples=60, deadline=None)
+def test_any_folder_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    parents = {path.rsplit("/", depth)[0] for path in files for depth in range(1, path.count("/") + 1)}
+    files = {path: data for path, data in files.items() if path not in parents and "__pycache__" not in path}
+    files = {path: data for path, data in files.items() if path not in ("module.toml", "main.py")}
+    place = tmp_path_factory.mktemp("any")
+    folder = make_folder(place / "module", files)
+    package.write_package(folder, place / "out.skerry", KEY)
+    index = package.unpack(place / "out.skerry", place / "copy")
+    assert {entry.path for entry in index.files} == {*files, "module.toml", "main.py"}
+    assert {path: (place / "copy" / path).read_bytes() for path in files} == files
+    package.write_package(place / "copy", place / "again.skerry", KEY)
+    assert (place / "again.skerry").read_bytes() == (place / "out.skerry").read_bytes()
+
+
 def test_hidden_files_caches_and_packages_stay_out_and_globs_choose(tmp_path: Path) -> None:
     folder = make_folder(
         tmp_path / "module",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -43,6 +44,8 @@ from skerry_modules.errors import ResourceError
 DEFAULT_URL: Final = "http://127.0.0.1:8420"
 TIMEOUT_S: Final = 30.0
 """How long the hub may take to answer, seconds; an upload or download may take as long as bytes flow."""
+REGISTER_S: Final = 600.0
+"""How long the hub may take to check a package once it has all of it, seconds: it hashes every byte."""
 POLL_S: Final = 2.0
 """How often a watched thing is looked at when the hub sends no nudge, seconds."""
 
@@ -170,6 +173,7 @@ class Client:
                 params=_query(query),
                 content=_blocks(file, size, progress),
                 headers=headers,
+                timeout=httpx.Timeout(TIMEOUT_S, read=REGISTER_S),
             )
 
     def tag(self, name: str, version: int, tags: Mapping[str, str]) -> Version:
@@ -182,7 +186,7 @@ class Client:
 
     def download_file(self, name: str, version: int, path: str, target: Path) -> Path:
         """One file of a version."""
-        return self._fetch(f"models/{_part(name)}/versions/{version}/files/{path}", target, None)
+        return self._fetch(f"models/{_part(name)}/versions/{version}/files/{_parts(path)}", target, None)
 
     def delete_version(self, name: str, version: int, *, reason: str = "") -> None:
         self._delete(f"models/{_part(name)}/versions/{version}", reason)
@@ -305,7 +309,7 @@ class Client:
         return list(self._list("samples/files", SampleFile, module=module))
 
     def download_samples(self, key: str, target: Path, *, progress: Progress | None = None) -> Path:
-        return self._fetch(f"samples/files/{key}", target, progress)
+        return self._fetch(f"samples/files/{_parts(key)}", target, progress)
 
     # -- how it is asked ---------------------------------------------------------------------------------------------
 
@@ -407,9 +411,12 @@ def _query(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _part(text: str) -> str:
     """One part of an address: a name with a slash must not become another address."""
-    from urllib.parse import quote
-
     return quote(text, safe="")
+
+
+def _parts(path: str) -> str:
+    """A path of several parts."""
+    return quote(path, safe="/")
 
 
 def _blocks(file: IO[bytes], size: int, progress: Progress | None) -> Iterator[bytes]:

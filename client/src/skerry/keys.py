@@ -80,9 +80,8 @@ def load(name: str = "") -> SigningKey:
         InputError: ``trust.bad_key``.
     """
     wanted = name or os.environ.get("SKERRY_KEY", "") or DEFAULT_NAME
-    path = Path(wanted)
-    if not path.is_file():
-        path = folder() / f"{wanted}.pem"
+    # A file in the working folder that happens to be named as a key is not meant: a path has a slash or says .pem.
+    path = Path(wanted) if "/" in wanted or wanted.endswith(".pem") else folder() / f"{wanted}.pem"
     if not path.is_file():
         raise InputError(
             "trust.bad_key",

@@ -138,7 +138,10 @@ def verify(
     known = [signature for signature in signatures if signature.keyid in trusted]
     if not known:
         ids = ", ".join(signature.keyid for signature in signatures)
-        raise PeerError("trust.unknown_key", f"cannot trust the signature by {ids}: add the publisher's key first")
+        raise PeerError(
+            "trust.unknown_key",
+            f"cannot trust the signature by {ids}: add the publisher's key first, with `skerry keys trust`",
+        )
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

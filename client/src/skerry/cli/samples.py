@@ -10,6 +10,8 @@ import typer
 from skerry.cli import output
 from skerry.cli.context import hub
 from skerry.cli.output import Json
+from skerry_modules.errors import PeerError
+from skerry_modules.manifest import is_plain
 
 app = typer.Typer(help="Captured inputs and scores, and their Parquet files.", no_args_is_help=True)
 
@@ -59,6 +61,8 @@ def export(
     with hub(context) as client:
         files = client.sample_files(module=module)
         for file in files:
+            if not is_plain(file.key):  # the names are the hub's: none may lead out of the folder
+                raise PeerError("package.unsafe_path", f"cannot write {file.key!r}: the hub named no plain path")
             target = out / file.key.removeprefix("samples/")
             fresh = not (target.is_file() and target.stat().st_size == file.size)
             if fresh:

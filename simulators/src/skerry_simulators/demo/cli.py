@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     good = summary is not None and summary.ok
     if temporary and not options.keep and (good or summary is None):
         shutil.rmtree(folder, ignore_errors=True)
+        if summary is not None:
+            summary.data = ""  # nothing is left there
     elif not good:
         screen.warn(f"logs and data are in {folder}")
     if summary is None:
@@ -73,6 +75,7 @@ def _perform(folder: Path, screen: Screen, options: argparse.Namespace) -> Summa
                 if options.json:
                     _print(summary)
                 screen.act(f"The console: {demo.console}   (Ctrl-C ends the demo)")
+                screen.step(f"or ask from another terminal: skerry --url {demo.console} devices list")
                 with screen.live():
                     demo.keep_running()
         finally:
