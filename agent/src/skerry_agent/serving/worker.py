@@ -50,8 +50,6 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the agent closes the socket."""
-        # A timeout by the kernel costs no extra system call per receive, as Python's own would.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
         reader = frames.Reader()
         buffer = bytearray(RECEIVE_BYTES)
         view = memoryview(buffer)
@@ -163,6 +161,7 @@ class Worker:
         )
         self._observer.set_rate(order.capture_rate)
         self._report_s = order.report_s
+        set_receive_timeout(self._sock, order.report_s)
         return {
             "load_ms": round((time.monotonic() - began) * 1000, 3),
             "memory": private_bytes(),
@@ -219,6 +218,16 @@ def _zeros(manifest: Manifest, place: int) -> np.ndarray[Any, Any]:
         array.fill(b"")
         return array
     return np.zeros(shape, dtype=DATATYPES[spec.datatype])
+
+
+def set_receive_timeout(sock: socket.socket, timeout_s: float) -> None:
+    """A timeout by the kernel, to report when nobody asks; Python's own would cost a system call per receive."""
+    seconds, fraction = divmod(timeout_s, 1)
+    time_value = (int(seconds), max(int(fraction * 1e6), 1))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", *time_value))
+    except OSError:  # 32-bit systems with 64-bit time (Debian 13 on armhf)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", *time_value))
 
 
 def private_bytes() -> int:
