@@ -204,7 +204,10 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         control = Control(self.settings.folder, {"status": self._on_status, "events": self._on_events})
-        await control.start()
+        try:
+            await control.start()
+        except OSError as error:  # a file system without sockets (FAT, some shares) must not stop a device
+            log.warning("cannot open the control socket: %s; `skerry-agent status` will not work", error)
         self._spawn("driver", self.driver.run)
         self._spawn("outbox", self.outbox.run)
         self._spawn("telemetry", self.telemeter.run)
@@ -231,6 +234,7 @@ class App:
         """A part that breaks is told and begun again: one fault must not end the whole device."""
         pause = _RESTART_S
         while True:
+            began = time.monotonic()
             try:
                 await work()
             except SkerryError as error:
@@ -241,6 +245,8 @@ class App:
                 self.events.tell(Severity.ERROR, "internal.bug", text)
             else:
                 return
+            if time.monotonic() - began > _RESTART_MAX_S:
+                pause = _RESTART_S
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RESTART_MAX_S)
 

@@ -57,6 +57,7 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     certificate_key: str = ""
     keepalive_s: int = 30
     connect_timeout_s: float = 10.0
+    retry_min_s: float = 2.0
     retry_max_s: float = 60.0
     stall_s: float = 45.0
     will: tuple[str, bytes] | None = None
@@ -180,7 +181,8 @@ class MqttLink:
             self.connected = False
             self._tell_down(reason)
             attempt = 0 if time.monotonic() - began > _STEADY_S else attempt + 1
-            pause = random.uniform(0, min(self._settings.retry_max_s, 2.0 ** min(attempt, 10)))
+            longest = self._settings.retry_min_s * 2.0 ** min(attempt, 20)
+            pause = random.uniform(0, min(self._settings.retry_max_s, longest))
             end = time.monotonic() + pause
             while not self._stop.is_set() and number == self._number and time.monotonic() < end:
                 self._beat = time.monotonic()

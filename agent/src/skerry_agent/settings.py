@@ -62,6 +62,12 @@ class Hub(_Section, frozen=True, kw_only=True):
     certificate_key: Annotated[str, _meta("The private key of that certificate.")] = ""
     keepalive_s: Annotated[int, _meta("MQTT keep-alive.", "s", ge=5)] = 30
     connect_timeout_s: Annotated[float, _meta("How long one attempt to connect may take.", "s", gt=0)] = 10.0
+    retry_min_s: Annotated[
+        float,
+        _meta(
+            "The first pause after a loss is random up to this; it doubles. Large fleets need 60 or more.", "s", gt=0
+        ),
+    ] = 2.0
     retry_max_s: Annotated[
         float, _meta("Longest pause before another attempt; the pause is random up to it (full jitter).", "s", gt=0)
     ] = 60.0

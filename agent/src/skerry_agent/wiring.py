@@ -67,6 +67,7 @@ def link_settings(settings: Settings, boot: str) -> LinkSettings | None:
         certificate_key=hub.certificate_key,
         keepalive_s=hub.keepalive_s,
         connect_timeout_s=hub.connect_timeout_s,
+        retry_min_s=hub.retry_min_s,
         retry_max_s=hub.retry_max_s,
         stall_s=hub.stall_s,
         will=(topics.presence(device), messages.encode(Presence(online=False, boot=boot))),
