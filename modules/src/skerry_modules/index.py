@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from skerry_modules import manifest as manifests
-from skerry_modules import model_files, trust
+from skerry_modules import trust
 from skerry_modules.compatibility import ModelFacts
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import Manifest
@@ -104,6 +104,8 @@ def build_index(folder: Path, manifest: Manifest) -> tuple[Index, dict[str, Path
         InputError: ``manifest.invalid`` for a declared file that is missing, ``manifest.model_mismatch``.
         PeerError: ``package.unsafe_entry`` for a link or device in the folder, ``package.unsafe_path``.
     """
+    from skerry_modules import model_files  # XML and ONNX readers: devices read indexes but build none
+
     paths = _select(folder, manifest)
     entries, sources = [], {}  # type: list[FileEntry], dict[str, Path]
     for path in paths:
