@@ -101,6 +101,15 @@ def test_openvino_ir_gets_its_weights_and_its_own_golden(model: Path, tmp_path: 
     assert {entry.path for entry in packed.index.files} == {"golden.npz", "module.toml", "net.bin", "net.xml"}
 
 
+def test_a_model_without_its_weights_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    openvino.save_model(openvino.Core().read_model(str(model)), tmp_path / "net.xml")
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(InputError, match=r"net\.bin is missing; put it beside the model"):
+        scaffold.create(tmp_path / "net.xml", tmp_path / "module")
+    assert not (tmp_path / "module").exists()
+
+
 def test_a_real_classifier_with_a_map_output_keeps_what_can_be_served(tmp_path: Path) -> None:
     pytest.importorskip("skl2onnx")
     from skl2onnx import to_onnx
@@ -150,6 +159,13 @@ def test_inputs_that_do_not_fit_say_how(model: Path, tmp_path: Path, arrays: Any
         np.savez(path, **arrays)
     with pytest.raises(InputError, match=text):
         scaffold.create(model, tmp_path / "module", golden=path)
+    assert not (tmp_path / "module").exists()
+
+
+def test_a_name_that_no_module_may_bear_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="field name: use 1 to 63"):
+        scaffold.create(model, tmp_path / "module", name="Bad Name")
+    assert not (tmp_path / "module").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,34 +75,41 @@ def create(
             "manifest.model_mismatch", f"cannot describe {model.name}: give an .onnx file or an OpenVINO .xml"
         )
     outputs, notes = _usable(found)
+    _check_companions(model, found.companions)
     name = name or slug(model.stem)
     engine = engine or ("openvino" if model.suffix == ".xml" else "onnx")
-    folder.mkdir(parents=True, exist_ok=True)
-    _copy(model, folder, found.companions)
-    arrays = None
     try:
         arrays = golden_arrays(model, found.inputs, outputs, golden, seed)
     except ResourceError as error:
         if require_golden:
             raise
+        arrays = {}
         notes.append(error.message)
-    if arrays is not None:
-        import numpy as np
-
-        np.savez(folder / GOLDEN_FILE, **arrays)
-    size_mb = -(-model.stat().st_size // 1_000_000)
     text = manifest_text(
         name=name,
         engine=engine,
         model=model.name,
         inputs=found.inputs,
         outputs=outputs,
-        golden=arrays is not None,
-        memory_mb=max(_MEMORY_FLOOR_MB, 4 * size_mb),
+        golden=bool(arrays),
+        memory_mb=max(_MEMORY_FLOOR_MB, 4 * -(-model.stat().st_size // 1_000_000)),
     )
     parsed = manifests.parse(text, source=str(folder / manifests.FILE_NAME))
-    (folder / manifests.FILE_NAME).write_text(text)
+    _write(folder, model, found.companions, arrays, text)
     return Scaffold(folder=folder, manifest=parsed, notes=tuple(notes))
+
+
+def _write(
+    folder: Path, model: Path, companions: tuple[str, ...], arrays: dict[str, np.ndarray[Any, Any]], text: str
+) -> None:
+    """All files, the manifest last: a folder with one is complete. What is refused was refused before this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy(model, folder, companions)
+    if arrays:
+        import numpy as np
+
+        np.savez(folder / GOLDEN_FILE, **arrays)
+    (folder / manifests.FILE_NAME).write_text(text)
 
 
 def slug(text: str) -> str:
@@ -302,15 +309,20 @@ def _usable(found: model_files.Tensors) -> tuple[tuple[TensorSpec, ...], list[st
     return usable, [f"left out, since they are no tensors of known shape: {', '.join(left)}"] if left else []
 
 
-def _copy(model: Path, folder: Path, companions: tuple[str, ...]) -> None:
-    for name in (model.name, *companions):
+def _check_companions(model: Path, companions: tuple[str, ...]) -> None:
+    for name in companions:
         if not manifests.is_plain(name):
             raise InputError("manifest.model_mismatch", f"cannot use {model.name}: it keeps data in {name!r}")
-        source, target = model.parent / name, folder / name
-        if not source.is_file():
+        if not (model.parent / name).is_file():
             raise InputError(
-                "manifest.model_mismatch", f"cannot use {model.name}: {source} is missing; put it beside the model"
+                "manifest.model_mismatch",
+                f"cannot use {model.name}: {model.parent / name} is missing; put it beside the model",
             )
+
+
+def _copy(model: Path, folder: Path, companions: tuple[str, ...]) -> None:
+    for name in (model.name, *companions):
+        source, target = model.parent / name, folder / name
         if source.resolve() != target.resolve():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
