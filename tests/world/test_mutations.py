@@ -11,7 +11,6 @@ import pytest
 from skerry_agent.rules import lifecycle, steps, verify
 from skerry_agent.rules.brain import Brain
 from skerry_agent.rules.download import Download
-from skerry_agent.rules.fetch import Fetcher
 from skerry_agent.rules.lifecycle import Step
 from skerry_agent.rules.machine import Machine
 from skerry_agent.rules.steps import Steps
@@ -105,11 +104,6 @@ def test_an_agent_that_does_not_try_again_after_a_failure_that_may_pass_is_found
         live.running, live.due = "", None
 
     monkeypatch.setattr(Steps, "_fail", stuck)
-    found("no end")
-
-
-def test_an_agent_that_does_not_ask_again_after_a_reconnect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Fetcher, "connected", lambda self, now: setattr(self, "_connected", True) or [])
     found("no end")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from skerry_simulators.world.faults import CALM
+from skerry_agent.rules.fetch import Fetcher
+from skerry_hub.rules.rollout import RolloutState
+from skerry_simulators.world.faults import CALM, Faults
 from skerry_simulators.world.modules import BAD, Behaviour
 from skerry_simulators.world.world import World
 
@@ -40,6 +42,34 @@ def test_a_calm_world_ends_with_every_good_rollout_done() -> None:
     assert (False, "succeeded") in ends
     assert (True, "succeeded") not in ends
     assert any(bad for bad, _ in ends), "no bad version was rolled out: the worlds are too kind"
+
+
+def failed_good_rollouts(world: World) -> list[str]:
+    """Good versions that did not get through though nobody aborted them."""
+    return [
+        f"seed {world.seed}, rollout {rollout.id}: {rollout.state}, {[str(one.step) for one in rollout.devices]}"
+        for rollout in world.hub.db.rollouts.values()
+        if world.modules[rollout.module, rollout.version].behaviour not in BAD
+        and rollout.state not in (RolloutState.SUCCEEDED, RolloutState.ABORTED)
+    ]
+
+
+BAD_LINKS = Faults(chunk_s=6.0, partition_every_s=30.0, drop=0.05, duplicate=0.05, broker_loss_every_s=200.0)
+
+
+def test_bad_links_alone_never_fail_a_good_version() -> None:
+    for seed in range(40):
+        world = World(seed, faults=BAD_LINKS)
+        assert not world.run().violation
+        assert not failed_good_rollouts(world)
+
+
+def test_an_agent_that_does_not_ask_again_after_a_reconnect_fails_good_versions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Fetcher, "connected", lambda self, now: setattr(self, "_connected", True) or [])
+    worlds = [World(seed, faults=BAD_LINKS) for seed in range(40)]
+    assert any(world.run().violation or failed_good_rollouts(world) for world in worlds)
 
 
 def test_the_worlds_meet_every_kind_of_module_and_of_fault() -> None:
