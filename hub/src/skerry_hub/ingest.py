@@ -224,6 +224,7 @@ class Ingest:
         empty = Batch(self._committed, self._boot_of)
         empty.add(item)
         marks_only = Batch(self._committed, self._boot_of)
+        empty.close()
         marks_only.marks, marks_only.spools = empty.marks, empty.spools
         text_ = f"cannot store a {item.kind} message: {type(error).__name__}"
         marks_only.refusals = [Refusal(item.device, "message.malformed", text_, item.received_at)]
@@ -243,6 +244,7 @@ class Ingest:
 
     def _finish(self, batch: Batch) -> None:
         """Write, commit, then tell everyone."""
+        batch.close()
         told = self._refused(batch)
         self._mark_seen(batch)
         if batch.marks or batch.patches or batch.states or told:

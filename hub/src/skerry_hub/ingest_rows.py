@@ -17,20 +17,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from skerry_hub.rules.marks import Verdict, take
+from skerry_hub.rules.marks import MAX_NUMBER, Verdict, take
 from skerry_modules import messages
-from skerry_modules.errors import PeerError
-from skerry_modules.histogram import LOG2_EDGES, MAX_BINS
+from skerry_modules.errors import InputError, PeerError
+from skerry_modules.histogram import LOG2_EDGES
 from skerry_modules.manifest import is_name
 
 MAX_EPOCH_BYTES: Final = 32
+_STRANGER: Final = "cannot take messages of a device that is not registered: register it first"
 MAX_TEXT: Final = 4096
 """Characters kept of a text that a device wrote for people."""
 
-_envelopes = msgspec.msgpack.Decoder(messages.Up[msgspec.Raw])
-_bodies: Final = {kind: msgspec.msgpack.Decoder(body) for kind, body in messages.BODIES.items()}
+_open_envelope: Final = msgspec.msgpack.Decoder(messages.Up[msgspec.Raw]).decode
+_decode_body: Final = {kind: msgspec.msgpack.Decoder(body).decode for kind, body in messages.BODIES.items()}
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _json = msgspec.json.Encoder()
 _LOG2_MIDDLES: Final = tuple(math.sqrt(low * high) for low, high in pairwise(LOG2_EDGES))
+_MIDDLES: Final = (0.0, *_LOG2_MIDDLES)
+"""By place in the running sums: 0 is what lies below the first edge."""
 _STREAMS: Final = frozenset(int(stream) for stream in messages.Stream)
 
 MarkKey = tuple[str, str, int]
@@ -68,8 +72,20 @@ class Patch(msgspec.Struct):
     seen_at: int | None = None
 
 
+class _Lane:
+    """One stream of one spool within a batch."""
+
+    __slots__ = ("at", "changed", "heard", "key", "lost", "mark")
+
+    def __init__(self, key: MarkKey, mark: int, lost: int) -> None:
+        self.key, self.mark, self.lost = key, mark, lost
+        self.changed = False
+        self.at = 0  # when the newest message came
+        self.heard = 0  # messages to be acknowledged
+
+
 class Batch:
-    """Rows of many messages.
+    """Rows of many messages. Feed it by :meth:`add`; the marks are whole after :meth:`close`.
 
     Args:
         marks: gives the committed mark of a stream: (mark, lost so far).
@@ -92,7 +108,9 @@ class Batch:
         self.duplicates = 0
         self.gaps = 0
         self.lost = 0
-        self._takers: dict[str, Callable[[Item, int, bytes, Any], None]] = {
+        self._lanes: dict[tuple[str, bytes, int], _Lane] = {}
+        self._offline: set[str] = set()  # devices whose last will is in this batch
+        self._takers: dict[str, Callable[[Item, int, msgspec.Raw, Any], None]] = {
             "telemetry": self._telemetry,
             "health": self._health,
             "event": self._event,
@@ -103,74 +121,94 @@ class Batch:
 
     def add(self, item: Item) -> None:
         """Take one message, or refuse it; raises nothing that a peer can cause."""
-        if self._boot_of(item.device) is None:
-            self._refuse(item, "device.unknown", "cannot take messages of a device that is not registered")
-            return
         try:
-            if item.kind == "hello":
+            taker = self._takers.get(item.kind)
+            if taker is not None:
+                self._spooled(item, taker)
+            elif self._boot_of(item.device) is None:
+                self._refuse(item, "device.unknown", _STRANGER)
+            elif item.kind == "hello":
                 self._hello(item)
             elif item.kind == "presence":
                 self._presence(item)
-            else:
-                self._spooled(item)
-        except PeerError as error:
+        except (PeerError, InputError) as error:
             self._refuse(item, error.code, error.message)
         except Exception as error:
             # Not a peer's doing, but one message of one device must not stop the fleet's.
             self._refuse(item, "internal.bug", f"cannot take a {item.kind} message: {type(error).__name__}: {error}")
 
+    def close(self) -> None:
+        """Gather the marks to write, the spools to acknowledge, and who was heard of."""
+        for lane in self._lanes.values():
+            device, epoch, _stream = lane.key
+            if lane.changed:
+                self.marks[lane.key] = (lane.mark, lane.lost, lane.at)
+            if lane.heard:
+                self.spools[device, epoch] = self.spools.get((device, epoch), 0) + lane.heard
+                self.seen[device] = max(self.seen.get(device, 0), lane.at)
+
     # -- messages in an envelope ------------------------------------------------------------------------------------
 
-    def _spooled(self, item: Item) -> None:
-        up = _open(item)
-        epoch = up.epoch.hex()
-        key = (item.device, epoch, up.stream)
-        mark, lost = self._mark(key)
-        verdict, mark, dropped = take(mark, up.seq, up.base)
-        if verdict is Verdict.TAKE:
-            # The number counts first: a body that is refused is not to come again.
-            self.marks[key] = (mark, lost + dropped, item.received_at)
-            self.lost += dropped
-        elif verdict is Verdict.DUPLICATE:
-            self.duplicates += 1
-        elif verdict is Verdict.GAP:
-            self.gaps += 1
-            return
-        else:
-            raise PeerError("message.malformed", "cannot take a message whose number is below its spool's base")
-        spool = (item.device, epoch)
-        self.spools[spool] = self.spools.get(spool, 0) + 1
-        self._heard(item)
-        if verdict is Verdict.TAKE:
-            self._body(item, up)
-
-    def _heard(self, item: Item) -> None:
-        self.seen[item.device] = item.received_at
-        patch = self.patches.get(item.device)
-        if patch is not None and patch.online is False:
-            patch.online, patch.presence_at = (
-                True,
-                item.received_at,
-            )  # it speaks after that last will, which was an older connection's
-
-    def _mark(self, key: MarkKey) -> tuple[int, int]:
-        here = self.marks.get(key)
-        return (here[0], here[1]) if here else self._committed(key)
-
-    def _body(self, item: Item, up: messages.Up[msgspec.Raw]) -> None:
-        limit = messages.MAX_BYTES[item.kind]
-        if len(item.payload) > limit:
-            raise PeerError(
-                "message.oversized",
-                f"cannot take a {item.kind} message of {len(item.payload)} bytes: the limit is {limit}",
-            )
+    def _spooled(self, item: Item, taker: Callable[[Item, int, msgspec.Raw, Any], None]) -> None:
         try:
-            body = _bodies[item.kind].decode(up.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            up = _open_envelope(item.payload)
+        except _UNREADABLE as error:
             raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
-        self._takers[item.kind](item, up.at, up.body, body)
+        lane = self._lanes.get((item.device, up.epoch, up.stream)) or self._open_lane(item, up)
+        if up.v != messages.FORMAT:
+            raise _too_new(item.kind, up.v)
+        if up.seq == lane.mark + 1 and 1 <= up.base <= up.seq <= MAX_NUMBER:
+            lane.mark, taken = up.seq, True  # what the rule says to nearly every message, without the call
+        else:
+            verdict = self._judge(lane, up)
+            if verdict is Verdict.GAP:
+                return
+            taken = verdict is Verdict.TAKE
+        lane.at = item.received_at
+        lane.heard += 1
+        if item.device in self._offline:  # it speaks after that last will, which was an older connection's
+            self._online_again(item)
+        if not taken:
+            return
+        # The number counts before the body is looked at: a body that is refused is not to come again.
+        lane.changed = True
+        if len(item.payload) > messages.MAX_BYTES[item.kind]:
+            raise _too_large(item)
+        try:
+            body = _decode_body[item.kind](up.body)
+        except _UNREADABLE as error:
+            raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
+        taker(item, up.at, up.body, body)
 
-    def _telemetry(self, item: Item, _at: int, raw: bytes, body: messages.Telemetry) -> None:
+    def _judge(self, lane: _Lane, up: messages.Up[msgspec.Raw]) -> Verdict:
+        """Apply the rule of :mod:`skerry_hub.rules.marks`, and count."""
+        verdict, lane.mark, dropped = take(lane.mark, up.seq, up.base)
+        if verdict is Verdict.INVALID:
+            raise PeerError("message.malformed", "cannot take a message whose number is below its spool's base")
+        self.duplicates += verdict is Verdict.DUPLICATE
+        self.gaps += verdict is Verdict.GAP
+        self.lost += dropped
+        lane.lost += dropped
+        return verdict
+
+    def _open_lane(self, item: Item, up: messages.Up[msgspec.Raw]) -> _Lane:
+        if self._boot_of(item.device) is None:
+            raise InputError("device.unknown", _STRANGER)
+        if up.v != messages.FORMAT:
+            raise _too_new(item.kind, up.v)
+        if up.stream not in _STREAMS:
+            raise PeerError("message.malformed", f"cannot take a message of the stream {up.stream}: there is none")
+        _check_epoch(up.epoch)
+        key = (item.device, up.epoch.hex(), up.stream)
+        lane = self._lanes[item.device, up.epoch, up.stream] = _Lane(key, *self._committed(key))
+        return lane
+
+    def _online_again(self, item: Item) -> None:
+        self._offline.discard(item.device)
+        patch = self._patch(item)
+        patch.online, patch.presence_at = True, item.received_at
+
+    def _telemetry(self, item: Item, _at: int, raw: msgspec.Raw, body: messages.Telemetry) -> None:
         p50, p99 = quantiles(body.latency_us)
         self.telemetry.append(
             (
@@ -189,21 +227,21 @@ class Batch:
             )
         )
 
-    def _health(self, item: Item, at: int, raw: bytes, body: messages.Health) -> None:
+    def _health(self, item: Item, at: int, raw: msgspec.Raw, body: messages.Health) -> None:
         row = (body.cpu_percent, body.memory_used, body.memory_total, body.disk_used, body.disk_total)
         self.health.append((item.device, at, *row, body.temperature_c, bytes(raw)))
 
-    def _event(self, item: Item, at: int, _raw: bytes, body: messages.Event) -> None:
+    def _event(self, item: Item, at: int, _raw: msgspec.Raw, body: messages.Event) -> None:
         subject = (body.code[:200], body.message[:MAX_TEXT], body.module, body.version)
         self._add_event(item, at, body.severity, subject, body.data)
 
-    def _result(self, item: Item, at: int, _raw: bytes, body: messages.Result) -> None:
+    def _result(self, item: Item, at: int, _raw: msgspec.Raw, body: messages.Result) -> None:
         severity = messages.Severity.INFO if body.ok else messages.Severity.ERROR
         data = {"command": body.command, "ok": body.ok, **body.data}
         subject = ((body.code or "command.done")[:200], body.message[:MAX_TEXT], "", 0)
         self._add_event(item, at, severity, subject, data)
 
-    def _sample(self, item: Item, _at: int, raw: bytes, body: messages.Sample) -> None:
+    def _sample(self, item: Item, _at: int, raw: msgspec.Raw, body: messages.Sample) -> None:
         if not body.id or len(body.id) > 200 or not math.isfinite(body.probability):
             raise PeerError("message.malformed", "cannot take a sample without an id of its own and a probability")
         if not is_name(body.module) or body.version < 0:  # they become a path in the object store
@@ -211,7 +249,7 @@ class Batch:
         row = (body.id, item.device, body.module, body.version, body.digest, body.at, item.received_at)
         self.samples.append((*row, body.reason[:MAX_TEXT], body.probability, bytes(raw), ""))
 
-    def _state(self, item: Item, _at: int, _raw: bytes, body: messages.State) -> None:
+    def _state(self, item: Item, _at: int, _raw: msgspec.Raw, body: messages.State) -> None:
         _same_device(item, body.device)
         self.states[item.device] = (body, item.received_at)  # a snapshot: the last one of the batch stands
         patch = self._patch(item)
@@ -224,6 +262,7 @@ class Batch:
         _same_device(item, hello.device)
         _check_epoch(hello.epoch)
         patch = self._patch(item)
+        self._offline.discard(item.device)
         patch.online, patch.presence_at = True, item.received_at
         patch.boot, patch.epoch, patch.agent = hello.boot, hello.epoch.hex(), hello.agent
         patch.facts = _json.encode(hello.facts).decode()
@@ -240,6 +279,8 @@ class Batch:
         if not said.online and said.boot and boot and said.boot != boot:
             return  # the last will of a boot before this one
         patch.online, patch.presence_at = said.online, item.received_at
+        if not said.online:
+            self._offline.add(item.device)
         if said.online and said.boot:
             patch.boot = said.boot
 
@@ -262,19 +303,13 @@ class Batch:
         self.refusals.append(Refusal(item.device, code, message, item.received_at))
 
 
-def _open(item: Item) -> messages.Up[msgspec.Raw]:
-    try:
-        up = _envelopes.decode(item.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
-    if up.v != messages.FORMAT:
-        raise PeerError(
-            "message.unsupported_version", f"cannot read a {item.kind} message of format {up.v}: update the hub"
-        )
-    if up.stream not in _STREAMS:
-        raise PeerError("message.malformed", f"cannot take a message of the stream {up.stream}: there is none")
-    _check_epoch(up.epoch)
-    return up
+def _too_new(kind: str, version: int) -> PeerError:
+    return PeerError("message.unsupported_version", f"cannot read a {kind} message of format {version}: update the hub")
+
+
+def _too_large(item: Item) -> PeerError:
+    size, limit = len(item.payload), messages.MAX_BYTES[item.kind]
+    return PeerError("message.oversized", f"cannot take a {item.kind} message of {size} bytes: the limit is {limit}")
 
 
 def _check_epoch(epoch: bytes) -> None:
@@ -296,19 +331,19 @@ def quantiles(latency: messages.Distribution) -> tuple[float, float]:
     The middle of the bin that holds the rank, within what was seen. Other edges are not latency: −1.
     """
     counts = latency.counts
-    if latency.edges or len(counts) >= len(LOG2_EDGES) or len(counts) > MAX_BINS:
+    if latency.edges or len(counts) > len(_LOG2_MIDDLES):
         return -1.0, -1.0
     sums = list(accumulate(counts, initial=latency.below))
     total = sums[-1] + latency.above
     if total <= 0:
         return -1.0, -1.0
-    return _ranked(sums, latency, 0.5 * total), _ranked(sums, latency, 0.99 * total)
-
-
-def _ranked(sums: list[int], latency: messages.Distribution, rank: float) -> float:
-    place = bisect_left(sums, rank)
-    if place == 0:
-        return latency.minimum
-    if place >= len(sums):
-        return latency.maximum
-    return min(max(_LOG2_MIDDLES[place - 1], latency.minimum), latency.maximum)
+    low, high = latency.minimum, latency.maximum
+    middles = _MIDDLES
+    place50, place99 = bisect_left(sums, 0.5 * total), bisect_left(sums, 0.99 * total)
+    p50 = middles[place50] if place50 < len(sums) else high
+    p99 = middles[place99] if place99 < len(sums) else high
+    # Conditions instead of min() and max(): this runs once for every row.
+    return (
+        low if p50 < low else high if p50 > high else p50,  # noqa: FURB136
+        low if p99 < low else high if p99 > high else p99,  # noqa: FURB136
+    )

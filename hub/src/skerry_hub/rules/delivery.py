@@ -8,8 +8,10 @@ How it works:
 * A device's want is a snapshot of what it lacks. The planner keeps, per device and object, what it *lacks* and what is
   *flying* to it (published since, not reported yet). Only what some device lacks and what is not flying to it is
   published: nobody is sent what everybody has.
-* Wants are gathered for ``gather_s`` before the first chunk goes out, so that devices told at the same time share one
-  publication. A chunk that was published before goes out again only after those never published.
+* Wants are gathered for ``gather_s`` before the first chunk goes out. A device subscribes before it asks, so what was
+  published in the ``recent_s`` before its first want is presumed to be on its way to it: devices told at the same time
+  share one publication although their first wants are spread. A chunk that was published before goes out again only
+  after those never published.
 * Each device has a window of flying chunks that follows the rate at which it reports; it bounds what a broker queues
   for it. The devices that keep up set the pace. One that blocks the others for ``hold_s`` is *left behind*: it no
   longer holds them, hears what they are sent, and gets its gaps afterwards at its own pace.
@@ -33,7 +35,9 @@ from skerry_modules import chunks
 class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the planner. ``*_s`` are seconds, ``*_chunks`` counts of 64 KiB chunks."""
 
-    gather_s: float = 0.25  # longer than the jitter of a device's first want
+    gather_s: float = 0.05
+    recent_s: float = 0.5  # longer than the jitter of a device's first want
+    presumed_s: float = 1.0  # what was only presumed to come counts as lost after so long
     window_start_chunks: int = 64
     window_min_chunks: int = 8
     window_max_chunks: int = 256
@@ -56,14 +60,15 @@ class Publish(msgspec.Struct, frozen=True):
 class _Receiver:
     """One device and one object."""
 
-    __slots__ = ("flown", "flying", "lacking", "progress_at", "ready_at", "reported_at")
+    __slots__ = ("flown", "flying", "joined_at", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
 
     def __init__(self, lacking: int, now: float, ready_at: float) -> None:
         self.lacking = lacking
         self.flying = 0
         self.flown: dict[int, int] = {}  # part -> the publication since which it flies
+        self.presumed = 0  # of what flies: published before the first want
         self.ready_at = ready_at
-        self.reported_at = now
+        self.joined_at = self.reported_at = now
         self.progress_at = now  # when it last got something, or when the first of what flies was published
 
     @property
@@ -75,19 +80,21 @@ class _Receiver:
         for part in _bits(self.flying & ~flying):
             del self.flown[part]
         self.flying &= flying
+        self.presumed &= flying
 
 
 class _Transfer:
     """One object and the devices that lack parts of it."""
 
-    __slots__ = ("digest", "log", "published", "receivers", "size")
+    __slots__ = ("digest", "log", "published", "receivers", "size", "times")
 
     def __init__(self, digest: str, size: int) -> None:
         self.digest = digest
         self.size = size
         self.receivers: dict[str, _Receiver] = {}
         self.published = 0  # bit set of what was ever published
-        self.log: dict[int, int] = {}  # part -> number of its latest publication
+        self.log: dict[int, int] = {}  # part -> number of its latest publication …
+        self.times: dict[int, float] = {}  # … and when it was
 
 
 class _Device:
@@ -135,9 +142,17 @@ class Planner:
         pace = self._devices.setdefault(device, _Device(self.settings.window_start_chunks))
         receiver = transfer.receivers.get(device)
         if receiver is None:
-            transfer.receivers[device] = _Receiver(lacking, now, now + self.settings.gather_s)
+            transfer.receivers[device] = joined = _Receiver(lacking, now, now + self.settings.gather_s)
+            self._presume(transfer, joined, now)
             return
         self._report(transfer, receiver, pace, lacking, now)
+
+    def _presume(self, transfer: _Transfer, joined: _Receiver, now: float) -> None:
+        for part in _bits(joined.lacking & transfer.published):
+            if now - transfer.times[part] <= self.settings.recent_s:
+                joined.presumed |= 1 << part
+                joined.flown[part] = transfer.log[part]
+        joined.flying = joined.presumed
 
     def reconnected(self, device: str, now: float) -> None:
         """The device has a new session: whatever was on its way to it is gone."""
@@ -300,6 +315,7 @@ class Planner:
         for part in parts:
             self._publications += 1
             transfer.log[part] = self._publications
+            transfer.times[part] = now
             mask |= 1 << part
         transfer.published |= mask
         for receiver in transfer.receivers.values():
