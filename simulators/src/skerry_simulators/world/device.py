@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 PUBLISHERS = {modules.PUBLISHER.public.keyid: modules.PUBLISHER.public}
 HUB_KEYS = {modules.HUB.public.keyid: modules.HUB.public}
 SPOOL = SpoolSettings(max_bytes=20_000, max_record_bytes=15_000, window=8, resend_s=5.0, resend_max_s=60.0)
-_INSTEAD = {"install.load_failed", "install.golden_failed", "install.warm_failed"}
 
 _state_decoder = msgspec.msgpack.Decoder(messages.State)
+
+
+def _size(kind: str) -> int:
+    """Bytes of a record in the spool, about."""
+    return 200 + len(kind)
 
 
 class PowerCut(Exception):  # noqa: N818 - no error: the virtual power went
@@ -137,14 +141,15 @@ class Device:
             self.complete[sha256] = bytes(damaged)
 
     def _kept(self) -> dict[int, Kept]:
+        """What the spool's database holds: the records without a gap up to the newest."""
         held = {}
         for stream, rows in self.rows.items():
-            following = self.next_seq.get(stream, 1)
-            base = min(rows, default=following)
-            for seq in [seq for seq in rows if any(n not in rows for n in range(seq, following))]:
-                del rows[seq]  # before a gap: deletions come back from the newest on
-            base = min(rows, default=following)
-            held[int(stream)] = Kept(base, tuple(len(rows[seq][0]) + 200 for seq in sorted(rows)))
+            base = following = self.next_seq.get(stream, 1)
+            while base - 1 in rows:
+                base -= 1
+            for seq in [seq for seq in rows if seq < base]:
+                del rows[seq]
+            held[int(stream)] = Kept(base, tuple(_size(rows[seq][0]) for seq in range(base, following)))
         return held
 
     # -- link
@@ -393,7 +398,7 @@ class Device:
         stream = STREAM_OF[kind]
         if self.full:
             return
-        appended = self.policy.append(stream, len(kind) + 200, coalesce=coalesce)
+        appended = self.policy.append(stream, _size(kind), coalesce=coalesce)
         for lane, upto in appended.dropped.items():
             self._drop(lane, upto)
         if appended.seq:
