@@ -67,6 +67,7 @@ def take(url: str, out: Path) -> None:
                 viewport=viewport,  # type: ignore[arg-type]
                 color_scheme=scheme,  # type: ignore[arg-type]
                 device_scale_factor=1.5 if viewport is DESKTOP else 2,
+                is_mobile=viewport is PHONE,
                 http_credentials=credentials,  # type: ignore[arg-type]
             )
             page = context.new_page()

@@ -167,6 +167,9 @@ def test_every_query_says_the_same_on_both_databases(database: Database) -> None
         assert version.presence.current + version.presence.last_good == 53
         assert len(version.devices) == 40
         assert rollouts.rollouts(session).rows[0].active
+        assert [line.row.id for line in rollouts.latest(session, limit=3)] == [6, 5, 4]
+        assert [line.row.id for line in rollouts.latest(session, limit=0)] == [6, 5]
+        assert fleet.troubles(session)[0].reason.startswith("install.")
         running = rollouts.one(session, 6)
         assert running is not None
         in_waves = sum(wave.total for wave in rollouts.waves(session, running))

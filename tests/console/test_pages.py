@@ -123,3 +123,31 @@ def test_an_unknown_page_and_device_are_told_in_the_consoles_style(seeded: Serve
     opened.page.goto(seeded.url + "/devices/ghost")
     assert "cannot find the device 'ghost'" in opened.page.locator("main").inner_text()
     assert "device.unknown" in opened.page.locator("main").inner_text()
+
+
+def test_the_checks_find_what_is_wrong(empty: Served, watched: Open) -> None:
+    opened = watched(empty.url + "/models", strict=False)
+    page = opened.page
+    page.evaluate(
+        """() => {
+          const main = document.querySelector('main');
+          main.append(document.createElement('input'), document.createElement('h4'), document.createElement('h1'));
+          main.querySelector('h4').textContent = main.querySelector('h1:last-of-type').textContent = 'a heading';
+          const button = document.createElement('button');
+          button.innerHTML = '<svg></svg>';
+          button.id = 'main';
+          main.append(button);
+          const script = document.createElement('script');
+          script.textContent = 'window.injected = true';
+          document.body.append(script);
+          const image = new Image();
+          image.src = 'http://127.0.0.1:9/elsewhere.png';
+        }"""
+    )
+    problems = " ".join(page.evaluate(ACCESSIBILITY))
+    for word in ("no label", "h1:", "heading jump", "no name", "image without a name", "id twice"):
+        assert word in problems
+    assert page.evaluate("window.injected") is None
+    page.wait_for_timeout(200)
+    assert any("policy: script-src" in fault for fault in opened.faults)
+    assert any("policy: img-src" in fault for fault in opened.faults)

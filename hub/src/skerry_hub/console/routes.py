@@ -51,7 +51,7 @@ def overview(request: Request) -> Response:
         values: dict[str, Any] = {
             "counts": counts,
             "points": points,
-            "active": rollouts.active(session),
+            "rollouts": rollouts.latest(session),
             "troubles": fleet.troubles(session),
             "events": log.latest_events(session, 6),
             "devices": fleet.devices(session, fleet.DeviceFilter(), 1, size=12),

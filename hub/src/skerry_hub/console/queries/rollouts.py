@@ -16,6 +16,9 @@ from skerry_hub.tables import Audit, DeviceModule, Rollout, RolloutDevice
 
 ACTIVE: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
 
+MAX_AT_WORK: Final = 8
+"""Rollouts that the overview shows at most."""
+
 WENT_BACK: Final = "went-back"
 """How a device is shown that turned back with the others; one that turned back for a reason of its own has failed."""
 
@@ -134,10 +137,12 @@ def rollouts(session: Session, *, state: str = "", module: str = "", number: int
     return Page(rows=lines, number=number, total=total)
 
 
-def active(session: Session, limit: int = 6) -> list[RolloutLine]:
-    """Those that are not at their end."""
-    statement = select(Rollout).where(col(Rollout.state).in_(ACTIVE)).order_by(col(Rollout.id).desc()).limit(limit)
-    lines = [_line(row) for row in session.execute(statement).scalars()]
+def latest(session: Session, limit: int = 4) -> list[RolloutLine]:
+    """All that are at work, and the newest of the others up to ``limit`` in all."""
+    at_work = col(Rollout.state).in_(ACTIVE)
+    statement = select(Rollout).order_by(at_work.desc(), col(Rollout.id).desc()).limit(MAX_AT_WORK)
+    rows = list(session.execute(statement).scalars())
+    lines = [_line(row) for place, row in enumerate(rows) if place < limit or row.state in ACTIVE]
     _count(session, lines)
     return lines
 
