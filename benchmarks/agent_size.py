@@ -2,6 +2,9 @@
 
 Sizes are proportional (PSS): pages that processes share are divided among them, so that the sum is what the device
 misses. Resident sizes (RSS), which count shared pages in full in each process, go to stderr.
+
+PSS also divides pages among processes that are not ours: on a machine where other Python processes map the same
+libraries the figures are smaller than on a device. Measure with as little else running as possible.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from skerry_agent.serving import orders, worker
 MESSAGE_BYTES: Final = 64 * 1024
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+_MADV_DONTNEED: Final = 4
 _OOM_SCORE: Final = "500"
 """A device that runs out of memory should lose a worker, which comes back, before anything else."""
 _orders = msgspec.msgpack.Decoder(orders.ToZygote)
@@ -52,6 +53,7 @@ class Zygote:
             self._tell(orders.Broken(f"{type(error).__name__}: {error}"))
             return
         gc.collect()
+        release_code()
         gc.freeze()  # the collector would otherwise touch, and so copy, every shared page in each worker
         self._watch_children()
         self._tell(orders.Ready(engine.version()))
@@ -150,6 +152,21 @@ def die_with_parent(parent: int, name: str) -> None:
     libc.prctl(_PR_SET_NAME, name[:15].encode(), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(0)
+
+
+def release_code() -> None:
+    """Unmap the code pages that importing touched: a zygote waits, and hardly needs one of them again.
+
+    They stay in the page cache, so that a worker finds them by a minor fault (as after any fork), and the system may
+    drop them when memory is short. Only executable mappings: they hold nothing that was written.
+    """
+    libc = ctypes.CDLL(None)
+    with Path("/proc/self/maps").open() as lines:
+        for line in lines:
+            span, rights = line.split()[:2]
+            if rights == "r-xp" and "/" in line:
+                start, end = (int(part, 16) for part in span.split("-"))
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
 def capture_output(log: int) -> None:
