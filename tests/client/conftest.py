@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,14 +38,19 @@ def make_model(path: Path, *, rows: Any = "N", seed: int = 0) -> Path:
 @contextlib.contextmanager
 def serving(folder: Path, *flags: str) -> Iterator[str]:
     """``skerry-hub serve`` until it answers; its URL."""
-    port = processes.free_port()
-    arguments = ["-m", "skerry_hub.cli", "serve", "--data", str(folder / "hub"), "--port", str(port)]
+    arguments = ["-m", "skerry_hub.cli", "serve", "--data", str(folder / "hub"), "--port", "0"]
     with (folder / "hub.log").open("wb") as log:
         hub = subprocess.Popen([sys.executable, *arguments, "--broker-port", "0", *flags], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
+    url = ""
 
     def answers() -> bool:
-        assert hub.poll() is None, (folder / "hub.log").read_text()
+        nonlocal url
+        said = (folder / "hub.log").read_text()
+        assert hub.poll() is None, said
+        found = re.search(r"^Console\s+(\S+)$", said, re.MULTILINE)
+        if not found:
+            return False
+        url = found[1]
         with contextlib.suppress(SkerryError), Client(url, token="test-secret-of-the-hub") as client:
             return client.status().broker_connected
         return False

@@ -13,6 +13,7 @@ import tomlkit
 
 import skerry
 from skerry.client import Client
+from skerry_agent import control
 from support import processes
 
 from .conftest import Run, make_model
@@ -39,9 +40,8 @@ def agent(hub_url: str, home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ]
     subprocess.run([*command, "-o", str(folder / "agent.toml")], env=environment, check=True, capture_output=True)
     config = tomlkit.parse((folder / "agent.toml").read_text())
-    port = processes.free_port()
     config["state"]["folder"] = str(folder / "s")
-    config["serving"]["http"] = f"127.0.0.1:{port}"
+    config["serving"]["http"] = "127.0.0.1:0"
     config["reporting"] = {"telemetry_s": 1.0, "health_s": 1.0, "traffic_s": 0.2}
     (folder / "agent.toml").write_text(tomlkit.dumps(config))
     with (folder / "agent.log").open("wb") as log:
@@ -50,7 +50,7 @@ def agent(hub_url: str, home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     try:
         with Client(hub_url) as client:
             processes.wait_until(lambda: client.device(DEVICE).online, what="the agent to connect", seconds=60)
-        yield f"http://127.0.0.1:{port}"
+        yield control.ask(folder / "s", "status")["scoring"]
     finally:
         processes.stop(process)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,13 @@ class Child:
         """Raises DemoFailure if the program has ended."""
         if not self.running:
             raise DemoFailure(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
+
+    def said(self, pattern: str) -> str:
+        """The first group of the first line of its log that matches; empty while none does."""
+        with contextlib.suppress(OSError):
+            found = re.search(pattern, self.log.read_text(errors="replace"), re.MULTILINE)
+            return found[1] if found else ""
+        return ""
 
     def tail(self) -> str:
         """The end of its log."""
@@ -121,15 +129,15 @@ class Children:
         self._all.clear()
 
 
-def free_port(wanted: int = 0) -> int:
-    """``wanted`` if it is free, else any free TCP port of this machine."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
-    raise DemoFailure("no TCP port is free on this machine")
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a TCP port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _die_with_parent() -> None:

@@ -5,6 +5,7 @@ The board is simulated, and only the board: the agent runs the unmodified ``pynq
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -18,13 +19,14 @@ import tomlkit
 import skerry
 from skerry import git
 from skerry.types import Plan, RolloutDetail
+from skerry_agent import control
 from skerry_modules import package
 from skerry_modules.errors import SkerryError
 from skerry_modules.trust import SigningKey
 from skerry_simulators.demo import cast, outcome
 from skerry_simulators.demo.cast import QUALITIES, Player
 from skerry_simulators.demo.outcome import BETTER, BROKEN, GOLDEN_FAILED, GOOD, Claim, Facts
-from skerry_simulators.demo.processes import Child, Children, DemoFailure, free_port
+from skerry_simulators.demo.processes import Child, Children, DemoFailure, is_free
 from skerry_simulators.demo.screen import Screen
 from skerry_simulators.demo.traffic import Client, Tally
 
@@ -37,6 +39,8 @@ SOAK_S: Final = 3.0
 ANSWERS: Final = 100
 """Answers of each version that every client gathers, so that accuracies can be compared."""
 LOOK_S: Final = 0.25
+
+_CONSOLE: Final = r"^Console\s+(http://\S+)$"
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -68,10 +72,9 @@ class Demo:
         self._folder, self._children, self._screen = folder, children, screen
         self._players, self._left_out = cast.cast()
         self._key = SigningKey.generate("demo")
-        self._port = free_port(port)
-        self.hub = skerry.Client(f"http://127.0.0.1:{self._port}", actor="demo")
-        self._hub_process: Child | None = None
-        self._agent_ports = {player.device: free_port() for player in self._players}
+        self._port = port if is_free(port) else 0
+        self.hub: skerry.Client  # once the hub has said where it listens
+        self._agent_ports: dict[str, int] = {}  # once the agents have
         self._clients: list[Client] = []
         self._rollouts: dict[int, tuple[RolloutDetail, ...]] = {}
         self._started = time.monotonic()
@@ -119,14 +122,17 @@ class Demo:
         """Let clients finish before their agents go."""
         for client in self._clients:
             client.stop()
-        self.hub.close()
+        if hasattr(self, "hub"):
+            self.hub.close()
 
     # -- acts ----------------------------------------------------------------------------------------------------------
 
     def _start_hub(self) -> None:
         arguments = ["-m", "skerry_hub.cli", "serve", "--data", str(self._folder / "hub"), "--port", str(self._port)]
         arguments += ["--broker-port", "0", "--samples-every-s", "2", "--samples-max-age-s", "5"]
-        self._hub_process = self._children.python("hub", arguments)
+        process = self._children.python("hub", arguments)
+        self._until(lambda: bool(process.said(_CONSOLE)), "the hub to say where it listens")
+        self.hub = skerry.Client(process.said(_CONSOLE), actor="demo")
         self._until(self._hub_answers, "the hub to answer")
         self.hub.trust_key(self._key.public.text())
 
@@ -212,6 +218,10 @@ class Demo:
             arguments = ["-m", "skerry_agent.cli", "run", "--config", str(config)]
             self._children.python(player.device, arguments, player.environment)
         self._until(lambda: all(device.online for device in self.hub.devices()), "all agents to connect")
+        for player in self._players:
+            # Each took a free port of its own: one chosen here could be another's by the time that it is wanted.
+            scoring: str = control.ask(self._folder / "agents" / player.device, "status")["scoring"]
+            self._agent_ports[player.device] = int(scoring.rpartition(":")[2])
         names = ", ".join(f"{player.device} ({player.engine})" for player in self._players)
         self._screen.step(f"{len(self._players)} agents connected, each a process of its own: {names}")
 
@@ -219,7 +229,7 @@ class Demo:
         """The configuration that the hub gave, with this machine's ports and a replay of the held-out digits."""
         document = tomlkit.parse(text)
         document["state"]["folder"] = str(self._folder / "agents" / player.device)
-        document["serving"]["http"] = f"127.0.0.1:{self._agent_ports[player.device]}"
+        document["serving"]["http"] = "127.0.0.1:0"
         document["reporting"] = {"telemetry_s": 1.0, "health_s": 2.0, "traffic_s": 0.5}
         document["sources"] = [
             {"kind": "replay", "module": player.module, "path": str(self._digits(player)), "rate": 10.0}
@@ -359,10 +369,10 @@ class Demo:
             self._look(self._rollouts.get(version, ()))
 
     def _look(self, rollouts: Sequence[RolloutDetail]) -> None:
-        try:
-            devices = self.hub.devices()
-        except SkerryError:
-            devices = []  # the hub is still starting; if it has ended, the next check says so
+        devices = []
+        if hasattr(self, "hub"):
+            with contextlib.suppress(SkerryError):  # still starting; if it has ended, the next check says so
+                devices = self.hub.devices()
         self._screen.draw(devices, rollouts, self._tallies())
         time.sleep(LOOK_S)
 
