@@ -23,6 +23,7 @@ GROUPS = {
     "request": "Requests to the hub",
     "auth": "Who may do what",
     "scoring": "Scoring requests",
+    "convert": "Conversions",
     "package": "Packages",
     "trust": "Signatures and keys",
     "message": "Messages over MQTT",

@@ -21,6 +21,12 @@ CASES = [
         "agent,onnx", ["skerry-agent", "run", "--help"], "import onnxruntime, skerry_agent.app", id="agent-onnx"
     ),
     pytest.param("hub", ["skerry-hub", "--help"], "import skerry_hub.app", id="hub"),
+    pytest.param(
+        "convert",
+        ["skerry", "modules", "convert", "--help"],
+        "import onnx, onnxruntime.quantization, openvino, pyarrow, skerry.convert",
+        id="convert",
+    ),
     pytest.param("simulators", ["skerry-sim", "--help"], "import skerry_simulators.cli", id="simulators"),
 ]
 

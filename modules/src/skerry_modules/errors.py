@@ -54,6 +54,11 @@ CODES: dict[str, str] = {
     "scoring.deadline": "The request was not scored within its deadline.",
     "scoring.failed": "The model failed on this request.",
     "scoring.quarantined": "The request killed two workers and is not tried again.",
+    "convert.unsupported": "The model, or an operator of it, cannot be converted to what was asked for.",
+    "convert.untrusted": "The file holds a program (a pickle) and was not declared trusted.",
+    "convert.broken_original": "The module to convert fails its own golden test.",
+    "convert.samples": "The samples to calibrate or to judge with are missing or do not fit the model.",
+    "convert.gate_failed": "The converted model differs too much from its original; nothing was written.",
     # -- the peer's message or package
     "package.unreadable": "The package is not a Skerry package.",
     "package.unsafe_path": "A path in the package leaves its folder, or is not plain.",

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from skerry import keys
-from skerry.cli import output
+from skerry.cli import convert, output
 from skerry.cli.output import Json, KeyName
 from skerry_modules import manifest as manifests
 from skerry_modules import package
 from skerry_modules.trust import PublicKey
 
 app = typer.Typer(help="Pack, sign, verify and inspect module packages.", no_args_is_help=True)
+
+app.command()(convert.convert)
 
 Package = Annotated[Path, typer.Argument(help="A package file (.skerry).")]
 
