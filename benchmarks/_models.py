@@ -99,3 +99,10 @@ def tiny(folder: Path) -> Model:
 def medium(folder: Path) -> Model:
     """About 6 ms: convolutions over a 64×64 image of three channels (12,288 floats)."""
     return convolutional(folder, "medium", 64, [3, 64, 96, 112, 10])
+
+
+def batched(model: Model, max_rows: int) -> Model:
+    """The same module, with requests that wait together scored together."""
+    path = model.folder / "module.toml"
+    path.write_text(path.read_text() + f"[batching]\nmax_rows = {max_rows}\n")
+    return model._replace(manifest=parse(path.read_text()))

@@ -37,7 +37,7 @@ from skerry_agent.spool import Spool
 from skerry_agent.statefile import FolderLock, StateFile
 from skerry_agent.telemetry import Telemeter
 from skerry_modules.errors import ResourceError, SkerryError
-from skerry_modules.messages import Severity
+from skerry_modules.messages import Event, Severity
 
 log = logging.getLogger("skerry_agent")
 
@@ -168,7 +168,13 @@ class App:
         plane = Plane(serving)
         plane.on_exit = lambda digest, reason, restarting: self._post(fx.WorkerExited(digest, reason, restarting))
         plane.on_sample = lambda _digest, sample: self.outbox.put("sample", sample)
+        plane.on_notice = self._noticed
         return plane
+
+    def _noticed(self, digest: str, code: str, text: str) -> None:
+        """A version serves, but not as its manifest or profile would have it."""
+        module, version = self.plane.subject(digest)
+        self.events.emit(Event(severity=Severity.WARNING, code=code, message=text, module=module, version=version))
 
     def _make_driver(self) -> Driver:
         return Driver(

@@ -4,6 +4,10 @@ A worker scores the requests it was sent in order and answers each, so the oldes
 it was scoring when it died or stopped. Only the head is blamed. The others, and the head the first time, are sent
 again to the next worker; a request that was the head of ``kill_limit`` deaths is quarantined.
 
+A worker that scores requests together (``batched``) may have had any of those it held under way when it died. All of
+them are then suspects, are counted one death, and are sent again to be scored alone: so the guilty one is found at its
+second death, and the innocent are answered.
+
 A request whose deadline passes is answered at once. If it was already sent it stays as a tombstone, so that the
 order of answers still tells which request is the head. A head that has run for longer than the version's limit is
 a hang: the worker must be killed.
@@ -20,7 +24,7 @@ from typing import Any
 class Ticket:
     """One request as the rules see it; ``item`` is the caller's own."""
 
-    __slots__ = ("deadline", "done", "item", "kills", "number", "size")
+    __slots__ = ("alone", "deadline", "done", "item", "kills", "number", "size")
 
     def __init__(self, number: int, item: Any, size: int, deadline: float) -> None:
         self.number = number
@@ -28,6 +32,7 @@ class Ticket:
         self.size = size
         self.deadline = deadline
         self.kills = 0
+        self.alone = False  # must not be scored together with others
         self.done = False  # answered: by its deadline, or because its client left
 
 
@@ -40,6 +45,7 @@ class Dispatch:
         self.waiting: deque[Ticket] = deque()
         self.flying: dict[int, Ticket] = {}  # insertion order is the worker's order
         self.head_since = 0.0
+        self.batched = False  # the worker scores requests together
         self._window = window
         self._window_bytes = window_bytes
         self._queue_requests = queue_requests
@@ -97,8 +103,12 @@ class Dispatch:
         """The worker died: put what it had back to the front of the queue. Returns the quarantined (none or one)."""
         quarantined: list[Ticket] = []
         again: list[Ticket] = []
+        together = self.batched and not next((ticket.alone for ticket in self.flying.values()), True)
         for place, ticket in enumerate(self.flying.values()):
-            if place == 0:
+            if together and not ticket.alone:
+                ticket.kills = min(ticket.kills + 1, kill_limit - 1)  # one of them is to blame: none is proven guilty
+                ticket.alone = True
+            elif place == 0:
                 ticket.kills += 1
             if ticket.done:
                 continue

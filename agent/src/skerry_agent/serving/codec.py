@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -235,6 +235,31 @@ class Codec:
                     self._heads.clear()
                 self._heads[key] = head
         return Answer(len(head), b"".join((head, *parts)))
+
+    def format_many(
+        self, asked: Sequence[tuple[bytes, Plan]], outputs: Arrays, parts: Sequence[Arrays]
+    ) -> list[Answer]:
+        """As :meth:`format` for requests that were scored together.
+
+        Args:
+            asked: (name, plan) of each request.
+            outputs: the whole batch, one entry per row.
+            parts: the same cut up by request.
+        """
+        name, plan = asked[0]
+        first = self.format(name.decode(), plan, parts[0])
+        same = all(one == name and other is plan for one, other in asked)
+        if not same or not plan.outputs or not all(binary for _, binary in plan.outputs) or len(plan.outputs) > 1:
+            return [
+                first,
+                *(self.format(n.decode(), p, part) for (n, p), part in zip(asked[1:], parts[1:], strict=True)),
+            ]
+        array = outputs[plan.outputs[0][0]]
+        if array.dtype.kind in "OSU":
+            return [first, *(self.format(name.decode(), plan, part) for part in parts[1:])]
+        # One output, one header, equal sizes: cut the bytes instead of the array.
+        head, size, data = first.body[: first.json], len(first.body) - first.json, to_binary(array)
+        return [Answer(first.json, head + data[at : at + size]) for at in range(0, len(data), size or 1)]
 
     def _format_mixed(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
         parts = {key: to_binary(outputs[key]) for key, binary in plan.outputs if binary}

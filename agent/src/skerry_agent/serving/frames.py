@@ -4,7 +4,7 @@ Every frame is a fixed 24-byte head, then ``name`` (UTF-8), then ``body``::
 
     length  u32   bytes after the head: len(name) + len(body)
     kind    u8    Kind
-    flags   u8    unused, 0
+    flags   u8    1: score this request alone, not together with others
     status  u16   answers: the HTTP status
     number  u64   the request that is asked or answered
     json    i32   length of the JSON part of ``body`` where tensors follow it in binary; -1: all of it is JSON
@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 from skerry_modules.errors import BugError
 
 HEAD: Final = struct.Struct("<IBBHQiHH")
+ALONE: Final = 1
 MAX_BYTES: Final = 1 << 30
 """No frame is longer: what says so is torn."""
 
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     CAPTURE = 5  # parse a request and send it as a sample; run nothing
     CONFIGURE = 6
     FLUSH = 7  # hand over what was observed
+    MEASURE = 32  # load a module only to measure it: see skerry_agent.profiling
     ANSWER = 64
     SAMPLE = 65
     OBSERVED = 66
@@ -51,11 +53,14 @@ class Frame(NamedTuple):
     json: int
     name: bytes
     body: bytes
+    flags: int = 0
 
 
-def pack(kind: int, number: int, *, status: int = 0, json: int = -1, name: bytes = b"", size: int = 0) -> bytes:
+def pack(
+    kind: int, number: int, *, status: int = 0, json: int = -1, name: bytes = b"", size: int = 0, flags: int = 0
+) -> bytes:
     """The head and name of a frame whose body has ``size`` bytes."""
-    return HEAD.pack(len(name) + size, kind, 0, status, number, json, len(name), 0) + name
+    return HEAD.pack(len(name) + size, kind, flags, status, number, json, len(name), 0) + name
 
 
 def whole(kind: int, number: int, body: bytes, *, status: int = 0, json: int = -1, name: bytes = b"") -> bytes:
@@ -85,7 +90,7 @@ class Reader:
         offset, end = 0, len(buffer)
         self._need = HEAD.size
         while end - offset >= HEAD.size:
-            length, kind, _, status, number, json, named, _ = HEAD.unpack_from(buffer, offset)
+            length, kind, flags, status, number, json, named, _ = HEAD.unpack_from(buffer, offset)
             if length > MAX_BYTES:
                 raise BugError("internal.bug", f"cannot read a frame of {length} bytes: the stream is torn")
             start = offset + HEAD.size
@@ -93,6 +98,6 @@ class Reader:
                 self._need = HEAD.size + length
                 break
             middle, offset = start + named, start + length
-            yield Frame(kind, status, number, json, buffer[start:middle], buffer[middle:offset])
+            yield Frame(kind, status, number, json, buffer[start:middle], buffer[middle:offset], flags)
         self._parts = [buffer[offset:]] if offset < end else []
         self._have = end - offset

@@ -72,6 +72,7 @@ class Plane:
         self.settings = settings
         self.on_exit: Callable[[str, str, bool], None] = lambda _digest, _reason, _restarting: None
         self.on_sample: Callable[[str, Any], None] = lambda _digest, _sample: None
+        self.on_notice: Callable[[str, str, str], None] = lambda _digest, _code, _text: None
         self._front = HttpFront(settings, self)
         self._versions: dict[str, Version] = {}
         self._endpoints: dict[str, _Endpoint] = {}
@@ -249,6 +250,11 @@ class Plane:
         held = self._versions.get(digest)
         return _EMPTY if held is None else held.take_counters()
 
+    def subject(self, digest: str) -> tuple[str, int]:
+        """(module, version) of a digest that is loaded; empty and 0 for another."""
+        held = self._versions.get(digest)
+        return ("", 0) if held is None else (held.manifest.name, held.number)
+
     def traffic(self, digest: str) -> tuple[int, int]:
         """(requests, errors) since :meth:`take_counters`, without taking them."""
         held = self._versions.get(digest)
@@ -273,6 +279,12 @@ class Plane:
             self.on_sample(digest, sample)
         except Exception:
             log.exception("cannot hand a sample over")
+
+    def noticed(self, digest: str, code: str, text: str) -> None:
+        try:
+            self.on_notice(digest, code, text)
+        except Exception:
+            log.exception("cannot tell what was noticed")
 
     # -- routes
 

@@ -58,6 +58,8 @@ class Events(Protocol):
 
     def sampled(self, digest: str, sample: messages.Sample) -> None: ...
 
+    def noticed(self, digest: str, code: str, text: str) -> None: ...
+
 
 class Version:
     """A module version that is loaded, or being loaded."""
@@ -100,6 +102,7 @@ class Version:
         self._calls: dict[int, tuple[WorkerLink, asyncio.Future[bytes]]] = {}
         self._next = 1
         self._failures = 0
+        self._batch_rows = -1  # rows scored together, as the first worker proved; −1: not known yet
         self._respawning: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -155,7 +158,10 @@ class Version:
         for ticket in self._dispatch.send(time.monotonic()):
             item = ticket.item
             body = item.body
-            head = frames.pack(Kind.INFER, ticket.number, json=item.json, name=item.endpoint, size=len(body))
+            flags = frames.ALONE if ticket.alone else 0
+            head = frames.pack(
+                Kind.INFER, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags
+            )
             link.send(head, body)
 
     def _on_frame(self, link: WorkerLink, frame: Frame) -> None:
@@ -296,8 +302,10 @@ class Version:
             report_s=self._settings.report_s,
             observe_one_in=self._settings.observe_one_in,
             capture_rate=self._capture_rate,
+            batch_rows=self._batch_rows,
         )
         facts = msgspec.msgpack.decode(await self.call(Kind.LOAD, msgspec.msgpack.encode(load)))
+        self._learn(facts)
         self.ready = self._link.served = True
         for ticket in self._captures:
             item = ticket.item
@@ -306,6 +314,14 @@ class Version:
         self._captures.clear()
         self._pump()
         return facts  # type: ignore[no-any-return]
+
+    def _learn(self, facts: dict[str, Any]) -> None:
+        """What the load proved holds for later workers of this version too; what it lacks is told once."""
+        first, self._batch_rows = self._batch_rows < 0, facts["batch_rows"]
+        self._dispatch.batched = self._batch_rows > 1
+        for code, text in facts["notes"]:
+            if first:
+                self._events.noticed(self.digest, code, text)
 
     async def call(self, kind: Kind, body: bytes = b"") -> bytes:
         """Give the worker an order and wait for its answer. Cancelling it kills the worker: it may hang.

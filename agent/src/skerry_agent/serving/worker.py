@@ -1,7 +1,8 @@
 """One module version in a process of its own: takes requests from its socket, scores them in order, answers each.
 
 It is forked from a zygote and owns nothing but its end of the socket. Every request is answered before the next is
-started, so that the agent knows which one was being scored should the process die. What the model prints goes to the
+started, so that the agent knows which one was being scored should the process die; requests that one receive brought
+are scored together where ``batching`` has proven that to be the same. What the model prints goes to the
 log pipe that stands in for standard output and error, never into the protocol.
 
 When memory runs out (``RLIMIT_DATA``) the process ends with :data:`EXIT_NO_MEMORY` without an answer: a leak is gone
@@ -16,8 +17,9 @@ import socket
 import struct
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 import numpy as np
@@ -25,8 +27,8 @@ import numpy as np
 from skerry_agent import engines, golden
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
-from skerry_agent.serving import frames, oip, orders
-from skerry_agent.serving.codec import Codec
+from skerry_agent.serving import batching, frames, oip, orders
+from skerry_agent.serving.codec import Answer, Codec, Request
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.observe import Observer
 from skerry_modules import messages
@@ -45,6 +47,7 @@ class Worker:
         self._sock = sock
         self._send = sock.sendall
         self._model: LoadedModel | None = None
+        self._batch_rows = 1
         self._report_s = 1.0
         self._reported = time.monotonic()
 
@@ -62,43 +65,99 @@ class Worker:
                 continue
             if not size:
                 return
-            for frame in reader.feed(bytes(view[:size])):
-                if frame.kind == Kind.INFER:
-                    self._infer(frame)
-                else:
-                    self._control(frame)
+            self._take(reader.feed(bytes(view[:size])))
             if self._model is not None and time.monotonic() - self._reported >= self._report_s:
                 self._report()
+
+    def _take(self, found: Iterable[Frame]) -> None:
+        """What one receive brought: requests that came together are scored together where that is proven."""
+        waiting: list[Frame] = []
+        for frame in found:
+            if frame.kind == Kind.INFER and self._batch_rows > 1 and not frame.flags & frames.ALONE:
+                waiting.append(frame)
+                continue
+            if waiting:
+                self._infer_many(waiting)
+                waiting = []
+            if frame.kind == Kind.INFER:
+                self._infer(frame)
+            else:
+                self._control(frame)
+        if len(waiting) == 1:
+            self._infer(waiting[0])
+        elif waiting:
+            self._infer_many(waiting)
 
     # -- requests
 
     def _infer(self, frame: Frame) -> None:
+        request = self._parse(frame)
+        if request is not None:
+            self._score_one(frame, request)
+
+    def _parse(self, frame: Frame) -> Request | None:
+        """None: it was refused, and answered."""
+        try:
+            return self._codec.parse(frame.body, frame.json)
+        except Exception as error:
+            self._fail(frame, error)
+            return None
+
+    def _score_one(self, frame: Frame, request: Request) -> None:
         name = frame.name.decode()
         try:
-            request = self._codec.parse(frame.body, frame.json)
             outputs = self._score(request.inputs)
             answer = self._codec.format(name, request.plan, outputs)
+        except Exception as error:
+            self._fail(frame, error)
+            return
+        self._send(_answer(frame, answer))
+        self._note(frame, request, outputs)
+
+    def _infer_many(self, found: list[Frame]) -> None:
+        parsed = [(frame, request) for frame in found if (request := self._parse(frame)) is not None]
+        for part in batching.groups([request for _, request in parsed], self._batch_rows):
+            group = parsed[part]
+            if len(group) == 1 or not self._score_group(group):
+                for frame, request in group:
+                    self._score_one(frame, request)
+
+    def _score_group(self, group: list[tuple[Frame, Request]]) -> bool:
+        """Score together and answer all; False: nothing was answered, score them one by one."""
+        try:
+            outputs = self._score(batching.join([request.inputs for _, request in group]))
+            parts = batching.cut(outputs, [request.plan.rows for _, request in group])
+            if parts is None:
+                return False
+            answers = self._codec.format_many([(frame.name, request.plan) for frame, request in group], outputs, parts)
         except MemoryError as error:
             die_of_memory(error)
-        except SkerryError as error:
-            self._refuse(frame.number, error)
-            return
-        except Exception as error:  # the boundary: whatever breaks here is ours, and is answered
-            traceback.print_exc()
-            self._refuse(
-                frame.number, BugError("internal.bug", f"cannot score: {type(error).__name__}: {str(error)[:300]}")
-            )
-            return
-        self._send(
-            frames.pack(Kind.ANSWER, frame.number, status=200, json=answer.json, size=len(answer.body)) + answer.body
-        )
+        except Exception:  # one request's trouble is not the others': alone each gets its own answer
+            return False
+        self._send(b"".join([_answer(frame, one) for (frame, _), one in zip(group, answers, strict=True)]))
+        for (frame, request), part in zip(group, parts, strict=True):
+            self._note(frame, request, part)
+        return True
+
+    def _note(self, frame: Frame, request: Request, outputs: Arrays) -> None:
         try:
-            for sample in self._observer.note(request.inputs, outputs, request.plan.rows, name):
+            for sample in self._observer.note(request.inputs, outputs, request.plan.rows, frame.name.decode()):
                 self._send(frames.whole(Kind.SAMPLE, 0, messages.encode(sample)))
         except MemoryError as error:
             die_of_memory(error)
         except Exception:  # watching must never cost a request
             traceback.print_exc()
+
+    def _fail(self, frame: Frame, error: Exception) -> None:
+        """The boundary: whatever breaks is answered, and what is not the caller's fault is ours."""
+        if isinstance(error, MemoryError):
+            die_of_memory(error)
+        if isinstance(error, SkerryError):
+            self._refuse(frame.number, error)
+            return
+        traceback.print_exception(error)
+        text = f"cannot score: {type(error).__name__}: {str(error)[:300]}"
+        self._refuse(frame.number, BugError("internal.bug", text))
 
     def _score(self, inputs: Arrays) -> Arrays:
         outputs = self._model.run(inputs)  # type: ignore[union-attr]
@@ -144,6 +203,11 @@ class Worker:
                 return self._observer.set_rate(struct.unpack("<d", frame.body)[0])
             case Kind.FLUSH:
                 return self._report()
+            case Kind.MEASURE:
+                from skerry_agent.profiling import measure
+                from skerry_agent.profiling import orders as profiling
+
+                return measure.run(msgspec.msgpack.decode(frame.body, type=profiling.Measure))
         raise BugError("internal.bug", f"cannot obey a frame of kind {frame.kind}")
 
     def _load(self, order: orders.Load) -> dict[str, Any]:
@@ -160,6 +224,8 @@ class Worker:
             order.manifest, self._folder, digest=order.digest, version=order.version, one_in=order.observe_one_in
         )
         self._observer.set_rate(order.capture_rate)
+        proof = self._prove(order)
+        self._batch_rows = proof.rows
         self._report_s = order.report_s
         set_receive_timeout(self._sock, order.report_s)
         return {
@@ -167,7 +233,21 @@ class Worker:
             "memory": private_bytes(),
             "pid": os.getpid(),
             "engine": engines.get(order.manifest.engine).version(),
+            "batch_rows": proof.rows,
+            "notes": self._notes(proof),
         }
+
+    def _prove(self, order: orders.Load) -> batching.Verdict:
+        if order.batch_rows >= 0:
+            return batching.Verdict(order.batch_rows)
+        return batching.prove(order.manifest, self._folder, self._score)
+
+    def _notes(self, proof: batching.Verdict) -> list[tuple[str, str]]:
+        """What people should know of this load: (code, text)."""
+        found: list[tuple[str, str]] = [*getattr(self._model, "notes", ())]
+        if proof.reason:
+            found.append(("run.batching_off", f"cannot score requests together: {proof.reason}; each is scored alone"))
+        return found
 
     def _warm(self, rounds: int) -> list[float]:
         """Milliseconds of each round, with the first golden case or zeros."""
@@ -210,6 +290,11 @@ class Worker:
             self._send(frames.whole(Kind.OBSERVED, 0, msgspec.msgpack.encode(found)))
 
 
+def _answer(frame: Frame, answer: Answer) -> bytes:
+    head = frames.pack(Kind.ANSWER, frame.number, status=200, json=answer.json, size=len(answer.body))
+    return head + answer.body
+
+
 def _zeros(manifest: Manifest, place: int) -> np.ndarray[Any, Any]:
     spec = manifest.inputs[place]
     shape = tuple(1 if size < 0 else size for size in spec.shape)
@@ -240,7 +325,7 @@ def private_bytes() -> int:
     return total
 
 
-def die_of_memory(error: BaseException) -> None:
+def die_of_memory(error: BaseException) -> NoReturn:
     """End at once: nothing that runs now can rely on memory."""
     os.write(2, f"skerry: out of memory: {str(error)[:200]}\n".encode())
     os._exit(EXIT_NO_MEMORY)
