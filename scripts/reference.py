@@ -17,6 +17,7 @@ GROUPS = {
     "manifest": "Manifests",
     "module": "Modules and versions",
     "device": "Devices",
+    "environment": "Environments",
     "profile": "Firmware profiles",
     "query": "Tag queries",
     "rollout": "Rollouts",

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from skerry_modules import profiles
 from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle, obstacles
+from skerry_modules.environments import Lock, Target
 from skerry_modules.errors import InputError
-from skerry_modules.manifest import Manifest, Resources, Targets
+from skerry_modules.manifest import Environment, Manifest, Resources, Targets
 from skerry_modules.tensors import TensorSpec
 
 REQUIRED = {
@@ -85,6 +86,12 @@ SCALER = ModelFacts(opset=17, operators=("MatMul", "ai.onnx.ml.Scaler"))
 NORMALIZER = ModelFacts(opset=17, operators=("MatMul", "ai.onnx.ml.Normalizer"))
 
 # (profile, manifest, what the model needs, what the device said, code, words)
+LOCK = Lock(
+    format=1,
+    requirements=("a==1",),
+    targets=(Target(architecture="aarch64", python="3.11", glibc="2.36", wheels=()),),
+)
+
 CASES = [
     ("pynq-z2", change(), ModelFacts(), None, "unschedulable.engine", "has pynq, python"),
     (
@@ -151,6 +158,14 @@ CASES = [
         None,
         "unschedulable.python",
         "has 3.10",
+    ),
+    (
+        "raspberry-pi-5",
+        change(engine="python", environment=Environment(requirements=("a==1",))),
+        ModelFacts(environment=LOCK),
+        DeviceFacts(python="3.13.5"),
+        "unschedulable.environment",
+        "the device has Python 3.13.5, aarch64, glibc 2.36",
     ),
     (
         "generic-x86_64",

@@ -10,6 +10,8 @@ import re
 
 import msgspec
 
+from skerry_modules import environments
+from skerry_modules.environments import Lock
 from skerry_modules.manifest import Manifest
 from skerry_modules.profiles import EngineSupport, Profile
 
@@ -20,6 +22,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     opset: int = 0
     operators: tuple[str, ...] = ()
     size_bytes: int = 0
+    environment: Lock | None = None  # the packages of a python module, locked when it was packed
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +30,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str = ""
     python: str = ""
+    glibc: str = ""
     engines: dict[str, str] = {}  # engine name → version really there
     accelerators: tuple[str, ...] = ()
     memory_mb: int = 0
@@ -63,17 +67,58 @@ def obstacles(
     missing = sorted(set(manifest.resources.accelerators) - set(have.accelerators or profile.accelerators))
     if missing:
         found.append(Obstacle("unschedulable.accelerator", f"needs {', '.join(missing)}, which the device lacks"))
+    found += _environment_obstacles(model, profile, have)
     leaves = profile.limits.memory_mb - have.memory_in_use_mb
-    if manifest.resources.memory_mb > leaves:
-        found.append(
-            Obstacle("unschedulable.memory", f"needs {manifest.resources.memory_mb} MB, profile leaves {leaves} MB")
-        )
-    disk = max(manifest.resources.disk_mb, -(-model.size_bytes // 1_000_000))
+    if memory_mb(manifest) > leaves:
+        found.append(Obstacle("unschedulable.memory", f"needs {memory_mb(manifest)} MB, profile leaves {leaves} MB"))
+    disk = max(manifest.resources.disk_mb, -(-_disk_bytes(model, profile, have) // 1_000_000))
     if disk > profile.limits.disk_mb:
         found.append(
             Obstacle("unschedulable.disk", f"needs {disk} MB of disk, profile leaves {profile.limits.disk_mb} MB")
         )
     return found
+
+
+def memory_mb(manifest: Manifest) -> int:
+    """What a running version takes: its worker's limit, and the process that its environment needs beside it."""
+    return manifest.resources.memory_mb + (environments.ZYGOTE_MB if manifest.environment.given else 0)
+
+
+def environment_on(model: ModelFacts, profile: Profile, have: DeviceFacts) -> environments.Target | None:
+    """The wheels for a device of this class; None where the module has no environment or none for it."""
+    if model.environment is None:
+        return None
+    return environments.choose(
+        model.environment,
+        have.architecture or profile.architecture,
+        have.python or environments.python_of(profile),
+        have.glibc or profile.glibc,
+    )
+
+
+def _environment_obstacles(model: ModelFacts, profile: Profile, have: DeviceFacts) -> list[Obstacle]:
+    if model.environment is None or environment_on(model, profile, have) is not None:
+        return []
+    locked = "; ".join(target.label for target in model.environment.targets)
+    device = (
+        f"Python {have.python or environments.python_of(profile)}, {have.architecture or profile.architecture}, "
+        f"glibc {have.glibc or profile.glibc or 'unknown'}"
+    )
+    return [
+        Obstacle(
+            "unschedulable.environment",
+            f"its environment was locked for {locked}; the device has {device}: pack it for {profile.name} too",
+        )
+    ]
+
+
+def _disk_bytes(model: ModelFacts, profile: Profile, have: DeviceFacts) -> int:
+    """The module's files without wheels that are not for this device, and what its environment takes when built."""
+    if model.environment is None:
+        return model.size_bytes
+    wheels = sum(wheel.size for wheel in model.environment.wheels().values())
+    chosen = environment_on(model, profile, have)
+    return model.size_bytes - wheels + (chosen.size + chosen.installed if chosen else 0)
 
 
 def _engine_obstacles(manifest: Manifest, model: ModelFacts, profile: Profile, have: DeviceFacts) -> list[Obstacle]:

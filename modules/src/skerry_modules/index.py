@@ -21,9 +21,10 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from skerry_modules import environments, trust
 from skerry_modules import manifest as manifests
-from skerry_modules import trust
 from skerry_modules.compatibility import ModelFacts
+from skerry_modules.environments import Bundle, Target
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import Manifest
 from skerry_modules.trust import PublicKey, Signature, SigningKey
@@ -73,6 +74,18 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Each object's SHA-256 and its size in bytes, once, ascending."""
         return dict(sorted((entry.sha256, entry.size) for entry in self.files))
 
+    def objects_with(self, target: Target | None) -> dict[str, int]:
+        """As :meth:`objects`, with the wheels of one kind of device only: what such a device fetches."""
+        wheels = {wheel.sha256: wheel.size for wheel in target.wheels} if target else {}
+        return dict(sorted(({entry.sha256: entry.size for entry in self.without_wheels().files} | wheels).items()))
+
+    def without_wheels(self) -> Index:
+        """What is laid out in the module's folder on a device."""
+        if self.facts.environment is None:
+            return self
+        kept = tuple(entry for entry in self.files if not entry.path.startswith(environments.FOLDER))
+        return msgspec.structs.replace(self, files=kept)
+
 
 # -- from a folder to an index ----------------------------------------------------------------------------------------
 
@@ -94,18 +107,29 @@ def read_folder(folder: Path) -> Manifest:
     return manifests.parse(text, source=str(path))
 
 
-def build_index(folder: Path, manifest: Manifest) -> tuple[Index, dict[str, Path]]:
+def build_index(folder: Path, manifest: Manifest, bundle: Bundle | None = None) -> tuple[Index, dict[str, Path]]:
     """Hash a module's folder and hold its model to the manifest.
+
+    Args:
+        folder: the module's.
+        manifest: from :func:`read_folder`.
+        bundle: the lock and wheels of the module's environment, where it has one.
 
     Returns:
         The index, and for each object's SHA-256 a file that holds it.
 
     Raises:
+        InputError: ``environment.not_locked`` where the manifest names packages and there is no ``bundle``.
         InputError: ``manifest.invalid`` for a declared file that is missing, ``manifest.model_mismatch``.
         PeerError: ``package.unsafe_entry`` for a link or device in the folder, ``package.unsafe_path``.
     """
     from skerry_modules import model_files  # XML and ONNX readers: devices read indexes but build none
 
+    if manifest.environment.given and bundle is None:
+        raise InputError(
+            "environment.not_locked",
+            f"cannot pack {folder}: its environment is not locked; `skerry modules pack` resolves and locks it",
+        )
     paths = _select(folder, manifest)
     entries, sources = [], {}  # type: list[FileEntry], dict[str, Path]
     for path in paths:
@@ -115,8 +139,14 @@ def build_index(folder: Path, manifest: Manifest) -> tuple[Index, dict[str, Path
         executable = bool(file.stat().st_mode & 0o100)
         entries.append(FileEntry(path, sha256, size, executable))
         sources[sha256] = file
+    lock = bundle.lock if bundle and manifest.environment.given else None
+    if bundle and lock:
+        for name, wheel in lock.wheels().items():
+            entries.append(FileEntry(environments.FOLDER + name, wheel.sha256, wheel.size))
+            sources[wheel.sha256] = bundle.sources[wheel.sha256]
+        entries.sort(key=lambda entry: entry.path)
     facts = model_files.check(folder, manifest, {entry.path: entry.size for entry in entries})
-    return Index(FORMAT, manifest, facts, tuple(entries)), sources
+    return Index(FORMAT, manifest, msgspec.structs.replace(facts, environment=lock), tuple(entries)), sources
 
 
 def _select(folder: Path, manifest: Manifest) -> list[str]:
@@ -149,6 +179,11 @@ def _select(folder: Path, manifest: Manifest) -> list[str]:
     else:
         chosen |= {path for path, ours in present.items() if not ours}
     for path in chosen:
+        if manifest.environment.given and path.startswith(environments.FOLDER):
+            raise PeerError(
+                "package.unsafe_path",
+                f"cannot pack {path!r}: packages keep the wheels of an environment there; give the folder another name",
+            )
         if not manifests.is_plain(path):
             raise PeerError("package.unsafe_path", f"cannot pack {path!r}: rename it to a plain relative path")
     return sorted(chosen)
@@ -219,11 +254,27 @@ def parse_index(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Index:
     if problem := next(iter(manifests.problems(index.manifest)), None):
         unreadable(f"the manifest in its index is wrong: {problem[0]}: {problem[1]}")
     check_files(index.files, limits)
+    _check_environment(index)
     paths = {entry.path for entry in index.files}
     for field, path in _named_files(index.manifest).items():
         if path not in paths:
             unreadable(f"its manifest names {path!r} as {field}, which is not among its files")
     return index
+
+
+def _check_environment(index: Index) -> None:
+    """An environment has a lock, and exactly its wheels stand among the files."""
+    lock = index.facts.environment
+    if (lock is not None) != index.manifest.environment.given:
+        unreadable("its manifest names an environment that is not locked, or a lock that it does not name")
+    if lock is None:
+        return
+    if problem := next(iter(environments.problems(lock)), None):
+        unreadable(problem)
+    wanted = {environments.FOLDER + file: (wheel.sha256, wheel.size) for file, wheel in lock.wheels().items()}
+    found = {e.path: (e.sha256, e.size) for e in index.files if e.path.startswith(environments.FOLDER)}
+    if wanted != found:
+        unreadable("the wheels among its files are not those that its lock names")
 
 
 def check_files(files: tuple[FileEntry, ...], limits: Limits) -> None:

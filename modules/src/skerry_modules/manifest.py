@@ -80,11 +80,21 @@ class Capture(_Part, frozen=True, kw_only=True):
 
 
 class Environment(_Part, frozen=True, kw_only=True):
-    """A python module's packages: a name to share it by, and pinned requirements."""
+    """A python module's packages: pinned requirements, or an environment that the hub knows already.
 
-    name: str = ""
-    requirements: tuple[str, ...] = ()
-    wheels: tuple[str, ...] = ()  # bundled wheel files
+    What else they need is found and locked when the module is packed (:mod:`skerry_modules.environments`).
+    """
+
+    name: str = ""  # the hub lists its versions under this name; empty: the module's own
+    requirements: tuple[str, ...] = ()  # each NAME==VERSION
+    use: str = ""  # NAME:VERSION of a registered environment, instead of requirements: exactly its lock
+    wheels: tuple[str, ...] = ()  # wheel files of the folder that requirements may be met from
+    python: tuple[str, ...] = ()  # e.g. "3.12": lock for these Pythons instead of those of the profiles
+
+    @property
+    def given(self) -> bool:
+        """Whether the module has an environment of its own at all."""
+        return bool(self.requirements or self.use)
 
 
 class Batching(_Part, frozen=True, kw_only=True):
@@ -165,6 +175,7 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
             found.append(("golden.min_pass", "must be above 0 and at most 1"))
     if manifest.baseline:
         paths["baseline.file"] = manifest.baseline.file
+    found += _environment_problems(manifest)
     for index, wheel in enumerate(manifest.environment.wheels):
         paths[f"environment.wheels[{index}]"] = wheel
     found += [(field, f"{path!r} is not a plain relative path") for field, path in paths.items() if not is_plain(path)]
@@ -178,6 +189,29 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
         found.append(("capture.rate", "must be from 0 to 1"))
     if manifest.batching.max_rows < 1:
         found.append(("batching.max_rows", "must be at least 1"))
+    return found
+
+
+def _environment_problems(manifest: Manifest) -> list[tuple[str, str]]:
+    from skerry_modules import environments
+
+    wanted, found = manifest.environment, []
+    if wanted.name and not is_name(wanted.name):
+        found.append(("environment.name", "use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit"))
+    if wanted.use and not environments.is_reference(wanted.use):
+        found.append(("environment.use", f"{wanted.use!r} is not NAME:VERSION, as vision:3"))
+    if wanted.use and (wanted.requirements or wanted.name or wanted.wheels or wanted.python):
+        found.append(("environment.use", "a registered environment is used as it is: name nothing else beside it"))
+    if (wanted.name or wanted.wheels or wanted.python) and not wanted.given:
+        found.append(("environment.requirements", "none are named: name them, or leave the environment out"))
+    for number, requirement in enumerate(wanted.requirements):
+        if not environments.is_pinned(requirement):
+            found.append((f"environment.requirements[{number}]", f"{requirement!r} is not pinned: write NAME==VERSION"))
+    for number, python in enumerate(wanted.python):
+        if not re.fullmatch(r"3\.[0-9]{1,2}", python):
+            found.append((f"environment.python[{number}]", f"{python!r} is no Python version such as 3.12"))
+    if wanted.given and manifest.engine != "python":
+        found.append(("environment", f"the engine {manifest.engine} runs no code of the module: only python does"))
     return found
 
 

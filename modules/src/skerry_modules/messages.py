@@ -85,7 +85,8 @@ class ModuleState(_Map, frozen=True, kw_only=True):
 
     ``step`` is the lifecycle step (see ``skerry_agent.rules.lifecycle``), ``reason`` a code of ``errors.CODES`` or
     empty, ``since`` ms, ``revision`` the desired revision it refers to, ``progress`` 0–1 of a long step.
-    ``role``: ``current`` (serves), ``candidate`` (on its way), ``last-good`` (kept to go back to), or empty.
+    ``role``: ``current`` (serves), ``candidate`` (on its way), ``last-good`` (kept to go back to), ``side`` (kept
+    loaded for endpoints beside the current version), or empty.
     """
 
     name: str
@@ -124,8 +125,27 @@ class Distribution(_Map, frozen=True, kw_only=True):
     maximum: float = 0.0
 
 
+class Agreement(_Map, frozen=True, kw_only=True):
+    """How a shadow's answers compare with the live ones, in rows; ``within`` is by the shadow's golden tolerance.
+
+    ``agreed``: rows whose largest score is at the same place (rows of models without scores: that are ``within``).
+    ``worst``: the largest absolute difference met. ``dropped``: requests that were not scored in shadow, because the
+    shadow was busy. ``failed``: requests that the shadow could not score.
+    """
+
+    rows: int = 0
+    agreed: int = 0
+    within: int = 0
+    worst: float = 0.0
+    dropped: int = 0
+    failed: int = 0
+
+
 class Telemetry(_Map, frozen=True, kw_only=True):
-    """What one module version did in one window: counts, latency in µs, and distributions by feature or score."""
+    """What one module version did in one window for one endpoint in one role (``live`` or ``shadow``).
+
+    Counts, latency in µs, and distributions by feature or score (of all its endpoints, in the busiest one's row).
+    """
 
     module: str
     version: int
@@ -139,6 +159,8 @@ class Telemetry(_Map, frozen=True, kw_only=True):
     latency_us: Distribution = Distribution()
     inputs: dict[str, Distribution] = {}
     outputs: dict[str, Distribution] = {}
+    role: str = "live"
+    agreement: Agreement = Agreement()
 
 
 class Health(_Map, frozen=True, kw_only=True):
@@ -261,7 +283,7 @@ class DesiredModule(_Map, frozen=True, kw_only=True):
 
 
 class Route(_Map, frozen=True, kw_only=True):
-    """A share of an endpoint's requests. Percentages of one endpoint sum to 100."""
+    """A share of an endpoint's requests. Percentages of one endpoint sum to 100; a shadow's stands by itself."""
 
     module: str
     version: int
@@ -269,11 +291,16 @@ class Route(_Map, frozen=True, kw_only=True):
 
 
 class Endpoint(_Map, frozen=True, kw_only=True):
-    """A name that clients call. Without one, each module's own name is an endpoint to its current version."""
+    """A name that clients call. Without one, each module's own name is an endpoint to its current version.
+
+    ``before`` is the split that was in force until now: it goes on until every version of ``routes`` is ready here or
+    has failed here, and its versions stay loaded, so that going back is instant.
+    """
 
     name: str
     routes: tuple[Route, ...]
     shadow: tuple[Route, ...] = ()
+    before: tuple[Route, ...] = ()
 
 
 class Settings(_Map, frozen=True, kw_only=True):
@@ -285,7 +312,12 @@ class Settings(_Map, frozen=True, kw_only=True):
 
 
 class Desired(_Map, frozen=True, kw_only=True):
-    """Everything that one device should be. The newest revision that verifies wins."""
+    """Everything that one device should be. The newest revision that verifies wins.
+
+    ``modules`` holds one version per name, the one that becomes the module's current version. ``sides`` are further
+    versions, of the same modules or of others, that are proven and kept loaded for ``endpoints``, and change no
+    module's current version. (A field of its own: a device that does not know it goes on with ``modules``.)
+    """
 
     device: str
     revision: int
@@ -293,6 +325,7 @@ class Desired(_Map, frozen=True, kw_only=True):
     modules: tuple[DesiredModule, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     settings: Settings = Settings()
+    sides: tuple[DesiredModule, ...] = ()
 
 
 class Signed(msgspec.Struct, frozen=True, array_like=True):

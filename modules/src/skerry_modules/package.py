@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from skerry_modules import manifest as manifests
+from skerry_modules.environments import Bundle
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.index import (
     DEFAULT_LIMITS,
@@ -89,13 +90,15 @@ class Packed(msgspec.Struct, frozen=True):
 # -- the package file: writing -----------------------------------------------------------------------------------------
 
 
-def write_package(folder: Path, target: Path, key: SigningKey | None = None) -> Packed:
+def write_package(folder: Path, target: Path, key: SigningKey | None = None, *, bundle: Bundle | None = None) -> Packed:
     """Pack a folder into one file, signed if a key is given. The file appears whole or not at all.
+
+    ``bundle``: the wheels of the module's environment (``skerry.environments.prepare``), where it has one.
 
     Raises:
         As :func:`read_folder` and :func:`build_index`; OSError where ``target`` cannot be written.
     """
-    index, sources = build_index(folder, read_folder(folder))
+    index, sources = build_index(folder, read_folder(folder), bundle)
     check_files(index.files, DEFAULT_LIMITS)
     data = index_bytes(index)
     signatures = (sign_index(data, key),) if key else ()

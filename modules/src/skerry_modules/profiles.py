@@ -6,6 +6,7 @@ simulator builds fleets from them. The files stand in ``firmware-profiles/`` and
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -76,6 +77,7 @@ class Profile(_Part, frozen=True, kw_only=True):
     description: str = ""
     accelerators: tuple[str, ...] = ()
     python: str = ""  # the Python that the minimum OS brings, e.g. "3.11"
+    glibc: str = ""  # and its C library, e.g. "2.36": which wheels run there
     min_os: str = ""
     min_firmware: str = ""
     sensors: tuple[str, ...] = ()
@@ -121,6 +123,8 @@ def problems(profile: Profile) -> list[str]:
         found.append("cores, memory_mb, limits.memory_mb and limits.disk_mb must be above 0")
     if profile.limits.memory_mb >= profile.memory_mb:
         found.append("limits.memory_mb: modules must leave memory to the system and the agent")
+    if profile.glibc and not re.fullmatch(r"2\.[0-9]{1,2}", profile.glibc):
+        found.append("glibc: a version such as 2.36, or nothing")
     if any(not 0 <= core < profile.cores for core in profile.limits.cpu_affinity):
         found.append("limits.cpu_affinity: names a core that the class does not have")
     return found
