@@ -33,6 +33,8 @@ GROUPS = {
     "unschedulable": "Why a module cannot run on a device",
     "install": "Why a version was not taken into service",
     "run": "Why a version that served no longer does",
+    "command": "Commands to a device",
+    "measure": "Measuring a module",
     "internal": "Ours",
 }
 

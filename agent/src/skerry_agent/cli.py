@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
     events.add_argument("--json", action="store_true", help="as a JSON list")
 
+    profile = _command(commands, "profile", _profile, "measure what a module's folder costs on this machine")
+    profile.add_argument("folder", type=Path, help="the module's folder, with its module.toml")
+    profile.add_argument("--engines", default="", metavar="A,B", help="default: all that can load the model")
+    profile.add_argument("--threads", default="", metavar="N,M", help="default: 1, 2, 4, … up to the processors")
+    profile.add_argument("--batches", default="", metavar="N,M", help="rows of one request; default 1,8,32")
+    profile.add_argument("--seconds", type=float, default=1.0, help="per measured setting (default 1)")
+    profile.add_argument("--latency-ms", type=float, default=1000.0, help="what a batch's p99 may be (default 1000)")
+    profile.add_argument("--tolerance", type=float, default=0.1, help="share of the best p99 (default 0.1)")
+    profile.add_argument("--deadline", type=float, default=600.0, metavar="S", help="of the whole (default 600 s)")
+    profile.add_argument("--nice", type=int, default=0, help="niceness of the measured worker (default 0)")
+    profile.add_argument("--for-profile", default="", metavar="NAME", help="the firmware profile to measure within")
+    profile.add_argument("--json", action="store_true", help="everything, as one JSON object")
+
     settings = _command(
         commands, "settings", _settings, "every setting: name, default, unit, variable and what it does"
     )
@@ -149,6 +162,42 @@ def _score(options: argparse.Namespace) -> int:
     answer = score.score(address, options.module, options.module_version, options.input, options.data)
     _print(answer if options.json else report.answer(answer), as_json=options.json)
     return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from skerry_agent.profiling import local
+    from skerry_agent.rules.profile_plan import parse
+    from skerry_modules.measurement import to_builtins
+
+    wanted = parse(
+        {
+            "engines": [name for name in options.engines.split(",") if name],
+            "threads": _numbers(options.threads),
+            "batches": _numbers(options.batches),
+            "seconds": options.seconds,
+            "latency_ms": options.latency_ms,
+            "tolerance": options.tolerance,
+        }
+    )
+    found = local.profile(
+        options.folder,
+        wanted,
+        deadline_s=options.deadline,
+        firmware_profile=options.for_profile,
+        niceness=options.nice,
+        progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr),  # noqa: T201 - progress
+    )
+    _print(to_builtins(found) if options.json else local.text(found), as_json=options.json)
+    return 0
+
+
+def _numbers(text: str) -> list[int]:
+    from skerry_modules.errors import InputError
+
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise InputError("request.invalid", f"cannot read {text!r}: give whole numbers, as 1,2,4") from None
 
 
 def _settings(options: argparse.Namespace) -> int:

@@ -131,6 +131,15 @@ CODES: dict[str, str] = {
     "run.rolled_back": "The version was rolled back to the one before.",
     "run.batching_off": "Requests are not scored together, though the module allows it: the device's test forbids it.",
     "run.engine_device": "The engine runs on another device than the module or profile asks for first.",
+    # -- commands to a device, and measuring a module there
+    "command.unknown": "The device's agent does not know the command.",
+    "command.busy": "The device carries out another command that does not go together with this one.",
+    "command.deadline": "The command did not end on the device within its deadline.",
+    "command.interrupted": "The device's agent stopped while it carried out the command.",
+    "command.offline": "The device is not connected, so that it cannot be told.",
+    "command.no_answer": "The device did not answer the command in time.",
+    "measure.failed": "No setting of the module could be measured.",
+    "measure.not_installed": "The version is not installed on the device that should measure it.",
     # -- why a rollout counts a device as failed without the device's word
     "rollout.device_timeout": "The device did not prove the version within the wave's deadline.",
     "rollout.offline": "The device has not been seen for as long as the rollout waits.",
