@@ -55,9 +55,11 @@ class Exchange:
         "body",
         "cancel",
         "endpoint",
+        "extra",
         "json",
         "keep",
         "keep_header",
+        "low",
         "method",
         "path",
         "refusal",
@@ -76,6 +78,8 @@ class Exchange:
         self.began = 0.0
         self.allow = b""  # the header that a 405 has
         self.endpoint = b""
+        self.extra = b""  # further headers of the answer
+        self.low = False  # the client asked for low priority
         self.refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
         self.cancel: Any = None  # set by the front: called if the client leaves
 
@@ -118,6 +122,7 @@ class HttpConnection(asyncio.Protocol):
         self._size = 0
         self._json = -1
         self._timeout_s = 0.0
+        self._low = False
         self._complaint: tuple[int, str, str] | None = None
         self._expects = False
         self._head_size = 0
@@ -213,6 +218,8 @@ class HttpConnection(asyncio.Protocol):
                     self._timeout_s = int(value[:9]) / 1000
                 else:
                     self._complaint = (400, "request.invalid", "cannot read X-Skerry-Timeout-Ms: no number above 0")
+            case b"x-skerry-priority":
+                self._low = value.lower() == b"low"
             case _:
                 pass
 
@@ -246,6 +253,7 @@ class HttpConnection(asyncio.Protocol):
         exchange = Exchange(self, self._parser.get_method(), self._path, body, self._parser.should_keep_alive())
         exchange.json = self._json
         exchange.timeout_s = self._timeout_s
+        exchange.low = self._low
         exchange.keep_header = b"" if self._parser.get_http_version() != "1.0" else _KEEP
         self._parts = []
         self._phase, self._head_bytes, self._since = "idle", 0, time.monotonic()
@@ -279,7 +287,7 @@ class HttpConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        connection = exchange.keep_header if exchange.keep else _CLOSE
+        connection = (exchange.keep_header if exchange.keep else _CLOSE) + exchange.extra
         if status == 200:
             head = _JSON % (len(body), connection) if json < 0 else _BINARY % (json, len(body), connection)
         else:

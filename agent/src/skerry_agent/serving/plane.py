@@ -404,6 +404,8 @@ class _Call:
 
     __slots__ = ("answered", "began", "body", "endpoint", "json")
 
+    low = False
+
     def __init__(self, endpoint: bytes, json: int, body: bytes) -> None:
         self.endpoint = endpoint
         self.json = json

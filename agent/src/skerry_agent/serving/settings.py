@@ -24,6 +24,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         sweep_s: how often these times are checked.
         queue_requests: requests of one version that may wait for its worker; more are answered 429.
         queue_bytes: and their bytes.
+        low_requests: requests of low priority that may wait for one version; more are answered 429.
+        low_wait_s: a request of low priority waits until the version has nothing else to do, or for so long.
         window: requests on their way to one worker at once.
         window_bytes: and their bytes (at least one request always goes).
         drain_timeout_s: how long an unload waits for requests in flight.
@@ -52,6 +54,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_s: float = 1.0
     queue_requests: int = 256
     queue_bytes: int = 64 * 1024 * 1024
+    low_requests: int = 16
+    low_wait_s: float = 0.25
     window: int = 16
     window_bytes: int = 1024 * 1024
     drain_timeout_s: float = 30.0

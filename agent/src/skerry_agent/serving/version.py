@@ -24,6 +24,7 @@ from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
 from skerry_agent.serving.settings import ServingSettings
+from skerry_agent.serving.yielding import Recent, Room
 from skerry_modules import messages
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.histogram import Histogram
@@ -47,6 +48,7 @@ class Item(Protocol):
     body: bytes
     json: int
     began: float
+    low: bool  # of low priority: see ``serving.yielding``
 
     def reply(self, status: int, code: str, json: int, body: bytes) -> None: ...
 
@@ -86,6 +88,8 @@ class Version:
         self.suspended = False  # its device is lent to another version; requests wait
         self.admitted = False  # was routed once: clients may ask for this version by its number
         self.facts: dict[str, Any] = {}
+        self.recent = Recent()
+        self.room = Room(self, settings.low_wait_s, settings.low_requests)
         self._settings = settings
         self._limits = limits
         self._nursery = nursery
@@ -120,8 +124,9 @@ class Version:
         """Queue a request; None: it was refused and answered."""
         timeout = min(timeout_s, self.manifest.resources.request_timeout_s)
         if self._marks and _mark(item.body) in self._marks:
-            self._requests += 1
-            self._errors += 1
+            if not item.low:
+                self._requests += 1
+                self._errors += 1
             item.reply(*_quarantined())
             return None
         ticket = Ticket(self._next, item, len(item.body), item.began + timeout)
@@ -188,10 +193,12 @@ class Version:
     ) -> None:
         ticket.done = True
         item = ticket.item
-        self._requests += 1
-        if status >= 500:
-            self._errors += 1
-        self._latency.add((now - item.began) * 1e6)
+        if not item.low:
+            self._requests += 1
+            if status >= 500:
+                self._errors += 1
+            self.recent.add(now, now - item.began)
+            self._latency.add((now - item.began) * 1e6)
         item.reply(status, code, json, body)
 
     def _merge(self, found: orders.Observed) -> None:
@@ -202,6 +209,11 @@ class Version:
                     into[name].merge(histogram)
                 else:
                     into[name] = histogram
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is being scored."""
+        return self._dispatch.idle
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -241,6 +253,7 @@ class Version:
 
     def _tell_idle(self) -> None:
         """Wake those who wait for the worker or the queue to be empty."""
+        self.room.look()
         if self._landed is not None and not self._dispatch.flying:
             self._landed.set()
         if self._drained is not None and self._dispatch.idle and not self._drained.done():
@@ -474,6 +487,7 @@ class Version:
     def _settle(self) -> None:
         """Nobody is left without an answer."""
         text = f"cannot score: {self.manifest.name} {self.number} was stopped; ask again"
+        self.room.close(text)
         for ticket in self._dispatch.drop_all():
             self._finish(ticket, time.monotonic(), 503, "scoring.not_ready", -1, oip.error_body(text))
 
