@@ -15,7 +15,18 @@ import subprocess
 import sys
 import time
 
-NAMES = ("scoring", "scoring-batched", "client", "swap", "delivery", "resume", "ingest", "write-path", "agent-size", "fleet")
+NAMES = (
+    "scoring",
+    "scoring-batched",
+    "client",
+    "swap",
+    "delivery",
+    "resume",
+    "ingest",
+    "write-path",
+    "agent-size",
+    "fleet",
+)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What scoring waiting requests together brings: two versions of one tiny model in one agent, one with batching, one not.
+"""What scoring waiting requests together brings: one tiny model twice in one agent, with batching and without.
 
 Throughput at sixteen clients and p50 of a single client, each measured in turns of the two versions within one run. The
 sixteen clients are sockets of one process that asks again as soon as an answer is there, so that the clients cost as

@@ -36,6 +36,7 @@ class WorkerLink(asyncio.Protocol):
         self.tail: deque[str] = deque(maxlen=log_lines)
         self._name = name
         self._reader = Reader()
+        self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._log_fd = -1
         self._log_budget = float(_LOG_LINES_PER_S)
@@ -105,12 +106,25 @@ class WorkerLink(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> None:
         """Write a frame; a dead worker's is dropped here and taken up again when its end is heard."""
+        if self._pending:
+            self._flush()
         if self._transport is None:
             return
         if len(body) <= _JOIN_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
+
+    def send_soon(self, head: bytes, body: bytes) -> None:
+        """As :meth:`send`, together with what else comes in this turn of the event loop: one system call for all."""
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending += (head, body)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if pending and self._transport is not None:
+            self._transport.writelines(pending)
 
     def close(self) -> None:
         """End of file for the worker, which then ends by itself; nothing more is heard of it."""

@@ -160,6 +160,7 @@ class Version:
         link = self._link
         if link is None or not self.ready:
             return
+        send = link.send_soon if self._dispatch.flying else link.send  # a worker that waits gets it at once
         for ticket in self._dispatch.send(time.monotonic()):
             item = ticket.item
             body = item.body
@@ -167,7 +168,7 @@ class Version:
             head = frames.pack(
                 Kind.INFER, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags
             )
-            link.send(head, body)
+            send(head, body)
 
     def _on_frame(self, link: WorkerLink, frame: Frame) -> None:
         if link is not self._link:
