@@ -115,16 +115,18 @@ def _refuse_known(session: Session, name: str, digest: str) -> None:
 def _check_model(objects: ObjectStore, index: Index) -> ModelFacts:
     """Hold the model to the manifest here too: a publisher may pack with other tools than ours."""
     manifest = index.manifest
-    entry = next((entry for entry in index.files if entry.path == manifest.model), None)
-    if entry is None:
-        raise InputError(
-            "manifest.model_mismatch",
-            f"cannot register {manifest.name}: its model {manifest.model!r} is not in the package",
-        )
+    wanted = [manifest.model] if manifest.model else [step.model for step in manifest.steps if step.model]
+    objects_by_path = {entry.path: entry.sha256 for entry in index.files}
     with tempfile.TemporaryDirectory(prefix="skerry-model-") as folder:
-        link = Path(folder) / manifest.model
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(objects.path(entry.sha256).absolute())
+        for path in dict.fromkeys(wanted):
+            if path not in objects_by_path:
+                raise InputError(
+                    "manifest.model_mismatch",
+                    f"cannot register {manifest.name}: its model {path!r} is not in the package",
+                )
+            link = Path(folder) / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(objects.path(objects_by_path[path]).absolute())
         try:
             return model_files.check(Path(folder), manifest, {file.path: file.size for file in index.files})
         except SkerryError as error:

@@ -10,19 +10,23 @@ import re
 
 import msgspec
 
-from skerry_modules import environments
+from skerry_modules import environments, pipeline
 from skerry_modules.environments import Lock
-from skerry_modules.manifest import Manifest
+from skerry_modules.manifest import PIPELINE, Manifest
 from skerry_modules.profiles import EngineSupport, Profile
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read from the model file when it was packed. Operators of the default domain have no prefix."""
+    """What was read from the model file when it was packed. Operators of the default domain have no prefix.
+
+    Of a pipeline: the largest opset and all operators, and by step what its own model file says.
+    """
 
     opset: int = 0
     operators: tuple[str, ...] = ()
     size_bytes: int = 0
     environment: Lock | None = None  # the packages of a python module, locked when it was packed
+    steps: dict[str, pipeline.Facts] = {}
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,32 +126,37 @@ def _disk_bytes(model: ModelFacts, profile: Profile, have: DeviceFacts) -> int:
 
 
 def _engine_obstacles(manifest: Manifest, model: ModelFacts, profile: Profile, have: DeviceFacts) -> list[Obstacle]:
-    engine = profile.engine(manifest.engine)
+    if manifest.engine != PIPELINE:
+        own = pipeline.Facts(opset=model.opset, operators=model.operators)
+        return _engine_obstacle(manifest.engine, own, profile, have, "")
+    found = []
+    for step in manifest.steps:
+        if step.engine:
+            facts = model.steps.get(step.name, pipeline.Facts())
+            found += _engine_obstacle(step.engine, facts, profile, have, f"step {step.name!r} ")
+    return found
+
+
+def _engine_obstacle(name: str, facts: pipeline.Facts, profile: Profile, have: DeviceFacts, who: str) -> list[Obstacle]:
+    engine = profile.engine(name)
     if engine is None:
         names = ", ".join(engine.name for engine in profile.engines) or "none"
-        return [Obstacle("unschedulable.engine", f"needs the engine {manifest.engine}, {profile.name} has {names}")]
-    if have.engines and manifest.engine not in have.engines:
+        return [Obstacle("unschedulable.engine", f"{who}needs the engine {name}, {profile.name} has {names}")]
+    if have.engines and name not in have.engines:
         names = ", ".join(sorted(have.engines)) or "none"
-        return [
-            Obstacle("unschedulable.engine", f"needs the engine {manifest.engine}, the device has installed {names}")
-        ]
-    return _operator_obstacles(model, engine)
+        return [Obstacle("unschedulable.engine", f"{who}needs the engine {name}, the device has installed {names}")]
+    return _operator_obstacles(facts, engine, who)
 
 
-def _operator_obstacles(model: ModelFacts, engine: EngineSupport) -> list[Obstacle]:
-    refused = sorted(operator for operator in model.operators if _refuses(engine, operator))
+def _operator_obstacles(facts: pipeline.Facts, engine: EngineSupport, who: str) -> list[Obstacle]:
+    refused = sorted(operator for operator in facts.operators if _refuses(engine, operator))
     found = []
     if refused:
-        found.append(
-            Obstacle("unschedulable.operator", f"uses {', '.join(refused)}, which {engine.name} does not support there")
-        )
-    if engine.max_opset and model.opset > engine.max_opset:
-        found.append(
-            Obstacle(
-                "unschedulable.operator",
-                f"uses opset {model.opset}, {engine.name} there reads up to {engine.max_opset}",
-            )
-        )
+        text = f"{who}uses {', '.join(refused)}, which {engine.name} does not support there"
+        found.append(Obstacle("unschedulable.operator", text))
+    if engine.max_opset and facts.opset > engine.max_opset:
+        text = f"{who}uses opset {facts.opset}, {engine.name} there reads up to {engine.max_opset}"
+        found.append(Obstacle("unschedulable.operator", text))
     return found
 
 

@@ -191,7 +191,8 @@ def _select(folder: Path, manifest: Manifest) -> list[str]:
 
 def _named_files(manifest: Manifest) -> dict[str, str]:
     """Every file that the manifest names, by the field that names it."""
-    named = {"model": manifest.model}
+    named = {"model": manifest.model} if manifest.model else {}
+    named |= {f"steps[{place}].model": step.model for place, step in enumerate(manifest.steps) if step.model}
     if manifest.golden:
         named["golden.file"] = manifest.golden.file
     if manifest.baseline:

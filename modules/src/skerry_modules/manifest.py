@@ -16,13 +16,17 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from skerry_modules import pipeline
 from skerry_modules.errors import InputError
+from skerry_modules.pipeline import Step
 from skerry_modules.tensors import DATATYPES, TensorSpec
 
 FILE_NAME: Final = "module.toml"
 FORMAT: Final = 1
 
 EngineName = Literal["onnx", "openvino", "pynq", "python"]
+PIPELINE: Final = "pipeline"
+"""The engine of a module of several steps, each of which has an engine of its own."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -104,14 +108,18 @@ class Batching(_Part, frozen=True, kw_only=True):
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
-    """One module. ``model`` is the file that the engine loads (for ``python``, the entry script)."""
+    """One module. ``model`` is the file that the engine loads (for ``python``, the entry script).
+
+    A pipeline has ``steps`` instead, and its outputs say ``from`` which of them they come.
+    """
 
     format: int
     name: str
-    engine: EngineName
-    model: str
+    engine: EngineName | Literal["pipeline"]
+    model: str = ""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    steps: tuple[Step, ...] = ()
     description: str = ""
     release: str = ""  # the author's own label; the registry's version is a number of its own
     license: str = ""
@@ -166,7 +174,9 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
         found.append(("name", "use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit"))
     for side, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         found += _tensor_problems(side, specs)
-    paths = {"model": manifest.model}
+    paths = {"model": manifest.model} if manifest.model else {}
+    found += _pipeline_problems(manifest) if manifest.engine == PIPELINE else _single_problems(manifest)
+    paths |= {f"steps[{place}].model": step.model for place, step in enumerate(manifest.steps) if step.model}
     if manifest.golden:
         paths["golden.file"] = manifest.golden.file
         if manifest.golden.argmax and manifest.golden.argmax not in {spec.name for spec in manifest.outputs}:
@@ -190,6 +200,68 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.batching.max_rows < 1:
         found.append(("batching.max_rows", "must be at least 1"))
     return found
+
+
+def _single_problems(manifest: Manifest) -> list[tuple[str, str]]:
+    """Of a module that is one model."""
+    found: list[tuple[str, str]] = []
+    if not manifest.model:
+        found.append(("model", f"missing required field: the file that the engine {manifest.engine} loads"))
+    if manifest.steps:
+        found.append(("steps", f'only engine = "{PIPELINE}" has steps'))
+    for place, spec in enumerate(manifest.outputs):
+        if spec.source:
+            found.append((f"outputs[{place}].from", f'only outputs of engine = "{PIPELINE}" say where they come from'))
+    return found + _input_problems("inputs", manifest.inputs)
+
+
+def _pipeline_problems(manifest: Manifest) -> list[tuple[str, str]]:
+    found = [
+        (field, "a pipeline has none of its own: give it to the step that it is for")
+        for field in ("model", "options")
+        if getattr(manifest, field)
+    ]
+    found += _input_problems("inputs", manifest.inputs)
+    for place, step in enumerate(manifest.steps):
+        where = f"steps[{place}]"
+        if not step.combine:
+            found += _tensor_problems(f"{where}.inputs", step.inputs)
+        found += _tensor_problems(f"{where}.outputs", step.outputs)
+        found += _input_problems(f"{where}.inputs", step.inputs) + _input_problems(f"{where}.outputs", step.outputs)
+    return found or pipeline.problems(manifest.inputs, manifest.outputs, manifest.steps)
+
+
+def _input_problems(side: str, specs: tuple[TensorSpec, ...]) -> list[tuple[str, str]]:
+    """``from`` belongs to a pipeline's outputs; a step says it of its inputs in its own ``from``."""
+    return [
+        (f"{side}[{place}].from", f"{spec.name!r} has no from: only the module's outputs do, and each step as a whole")
+        for place, spec in enumerate(specs)
+        if spec.source
+    ]
+
+
+def step_manifest(manifest: Manifest, step: Step) -> Manifest:
+    """A step as a module of its own, which is what engines load. Not for combiners."""
+    if step.engine is None:
+        raise ValueError(f"{step.name} is a combiner")
+    return msgspec.structs.replace(
+        manifest,
+        engine=step.engine,
+        model=step.model,
+        inputs=step.inputs,
+        outputs=step.outputs,
+        options=step.options,
+        steps=(),
+        golden=None,
+        baseline=None,
+    )
+
+
+def engines_of(manifest: Manifest) -> tuple[str, ...]:
+    """The engines that a device needs for it, ascending; none for a pipeline of combiners alone."""
+    if manifest.engine != PIPELINE:
+        return (manifest.engine,)
+    return tuple(sorted({step.engine for step in manifest.steps if step.engine}))
 
 
 def _environment_problems(manifest: Manifest) -> list[tuple[str, str]]:
@@ -283,21 +355,30 @@ def line_of(text: str, field: str) -> int:
         line += 1
         stripped = raw.strip()
         if header := re.match(r"\[\[\s*([^\]]+?)\s*\]\]", stripped):
-            name = header[1]
+            name = _within(header[1], counts)
             counts[name] = counts.get(name, -1) + 1
             table = f"{name}[{counts[name]}]"
         elif header := re.match(r"\[\s*([^\]]+?)\s*\]", stripped):
-            table = header[1]
+            table = _within(header[1], counts)
         elif key := re.match(r"([A-Za-z0-9_\"'.-]+)\s*=", stripped):
             name = key[1].strip("\"'")
-            if (f"{table}.{name}" if table else name) == wanted:
+            here = f"{table}.{name}" if table else name
+            if here == wanted:
                 return line
+            if wanted.startswith((f"{here}.", f"{here}[")):  # an inline table or array
+                best = line
             continue
         else:
             continue
         if wanted == table or wanted.startswith((f"{table}.", f"{table}[")):
             best = line
     return best
+
+
+def _within(header: str, counts: dict[str, int]) -> str:
+    """``steps.inputs`` below the third ``[[steps]]`` is ``steps[2].inputs``."""
+    outer, dot, inner = header.partition(".")
+    return f"{outer}[{counts[outer]}]{dot}{inner}" if dot and outer in counts else header
 
 
 def to_builtins(manifest: Manifest) -> dict[str, Any]:

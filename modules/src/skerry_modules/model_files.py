@@ -16,10 +16,10 @@ from typing import Final
 
 import msgspec
 
-from skerry_modules import onnx_model
+from skerry_modules import onnx_model, pipeline
 from skerry_modules.compatibility import ModelFacts
-from skerry_modules.errors import InputError
-from skerry_modules.manifest import Manifest, is_plain
+from skerry_modules.errors import InputError, SkerryError
+from skerry_modules.manifest import PIPELINE, Manifest, is_plain, step_manifest
 from skerry_modules.tensors import TensorSpec
 
 MAX_XML_BYTES: Final = 64 * 1024 * 1024
@@ -87,12 +87,35 @@ def check(folder: Path, manifest: Manifest, files: Mapping[str, int]) -> ModelFa
         files: every packed path with its size in bytes.
 
     Raises:
-        InputError: ``manifest.model_mismatch`` naming the tensor and both sides.
+        InputError: ``manifest.model_mismatch`` naming the tensor and both sides, and the step in a pipeline.
     """
     size = sum(files.values())
+    if manifest.engine != PIPELINE:
+        own = _check_one(folder, manifest, files)
+        return ModelFacts(opset=own.opset, operators=own.operators, size_bytes=size)
+    found: dict[str, pipeline.Facts] = {}
+    for step in manifest.steps:
+        if step.engine is None:
+            continue
+        try:
+            found[step.name] = _check_one(folder, step_manifest(manifest, step), files)
+        except SkerryError as error:
+            problem = error.message.removeprefix("cannot pack the module: ").removeprefix("cannot pack ")
+            raise InputError(
+                error.code, f"cannot pack step {step.name!r}: {problem}", **{**error.data, "step": step.name}
+            ) from error
+    return ModelFacts(
+        opset=max((facts.opset for facts in found.values()), default=0),
+        operators=tuple(sorted({operator for facts in found.values() for operator in facts.operators})),
+        size_bytes=size,
+        steps=found,
+    )
+
+
+def _check_one(folder: Path, manifest: Manifest, files: Mapping[str, int]) -> pipeline.Facts:
     signature = read(folder / manifest.model) if manifest.engine in ("onnx", "openvino") else None
     if signature is None:
-        return ModelFacts(size_bytes=size)
+        return pipeline.Facts()
     parent = manifest.model.rpartition("/")[0]
     for name in signature.companions:
         path = f"{parent}/{name}" if parent else name
@@ -105,7 +128,7 @@ def check(folder: Path, manifest: Manifest, files: Mapping[str, int]) -> ModelFa
             )
     _compare("input", manifest.inputs, signature.inputs, signature.unranked, complete=True)
     _compare("output", manifest.outputs, signature.outputs, signature.unranked, complete=False)
-    return ModelFacts(opset=signature.opset, operators=signature.operators, size_bytes=size)
+    return pipeline.Facts(opset=signature.opset, operators=signature.operators)
 
 
 def _compare(

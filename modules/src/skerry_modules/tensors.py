@@ -65,6 +65,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One input or output of a model.
 
     ``shape`` has −1 for a dimension that may vary; the first such dimension of every input is the batch.
+    ``source`` is ``from`` in the manifest: which step's tensor an output of a pipeline is.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     labels: tuple[str, ...] = ()
     allow_nan: bool = True
     description: str = ""
+    source: str = msgspec.field(default="", name="from")
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether a concrete shape fits this one (same rank, equal where not −1)."""
