@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from skerry_agent import device_health, notify, wiring
+from skerry_agent.commands import Commands
 from skerry_agent.control import Control
 from skerry_agent.disk import MB, Disk
 from skerry_agent.driver import Driver
@@ -129,7 +130,9 @@ class App:
         )
         self.health = device_health.DeviceHealth(self.boot, folder)
         self.driver = self._make_driver()
+        self.hub.commands = self.commands = self._make_commands()
         await self.driver.boot(self.boot)
+        self.commands.resume()
         self._after_boot(damaged=spool.damaged)
 
     def _after_boot(self, *, damaged: bool) -> None:
@@ -191,6 +194,20 @@ class App:
             backlog=self.settings.hub.backlog_mb * MB,
             after=self._follow_hub,
         )
+
+    def _make_commands(self) -> Commands:
+        from skerry_agent.profiling.command import Profiler
+
+        profiler = Profiler(self.settings.device.id, self._profile, self.disk, self.plane, self._in_disk_thread)
+        return Commands(
+            self.settings.folder,
+            lambda result: self.outbox.put("result", result),
+            {"profile": profiler},
+            alone=frozenset({"profile"}),
+        )
+
+    async def _in_disk_thread(self, work: Callable[[], Any]) -> Any:
+        return await self._loop.run_in_executor(self._disk_thread, work)
 
     async def _in_state_thread(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self._state_thread, work)
@@ -286,6 +303,7 @@ class App:
 
     async def _end(self, control: Control) -> None:
         await control.stop()
+        await self.commands.stop()
         for task in self._tasks:
             task.cancel()
         _, left = await asyncio.wait(self._tasks, timeout=_END_S)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from skerry_agent.commands import Commands
 from skerry_agent.events import Events
 from skerry_agent.mqtt import REFUSED, LinkDown, LinkEvent, LinkUp, Message
 from skerry_agent.outbox import Outbox
@@ -19,7 +20,7 @@ from skerry_agent.spool import wall_ms
 from skerry_modules import messages, topics
 from skerry_modules.compatibility import DeviceFacts
 from skerry_modules.errors import PeerError
-from skerry_modules.messages import Command, Hello, Presence, Result, Severity, Want
+from skerry_modules.messages import Hello, Presence, Severity, Want
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class HubLink:
         self._post = post
         self.outbox: Outbox
         self.events: Events
+        self.commands: Commands
         self.reason = ""
         self.since = time.monotonic()
         self._down = False
@@ -212,17 +214,4 @@ class HubLink:
         if topic.kind == "ack":
             self.outbox.acked(message)
         else:
-            self._on_command(message)
-
-    def _on_command(self, command: Command) -> None:
-        """``ping`` is all there is to command for now; whatever else is asked gets its answer too."""
-        ok = command.name == "ping"
-        self.outbox.put(
-            "result",
-            Result(
-                command=command.id,
-                ok=ok,
-                code="" if ok else "request.not_found",
-                message="" if ok else f"cannot do {command.name!r}: this agent knows the command ping",
-            ),
-        )
+            self.commands.take(message)

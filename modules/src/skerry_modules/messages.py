@@ -221,10 +221,12 @@ class Event(_Map, frozen=True, kw_only=True):
 
 
 class Result(_Map, frozen=True, kw_only=True):
-    """How a command ended."""
+    """How a command ended, or, with ``progress`` below 1, how far it is."""
 
     command: str
     ok: bool
+    name: str = ""  # the command's
+    progress: float = 1.0
     code: str = ""
     message: str = ""
     data: dict[str, Any] = {}

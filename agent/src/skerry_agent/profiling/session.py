@@ -119,16 +119,31 @@ class Session:
         with _cache(self._subject.cache if exclusive else None) as cache:
             try:
                 async with asyncio.timeout(left):
-                    first = await self._measure(way, cache, (way.batches[0],), 0.0, self._subject.room_mb)
-                    found = await self._measure(way, cache, way.batches, self._wanted.seconds, self._subject.room_mb)
+                    await self._fill(way, cache)
             except TimeoutError:
                 self._skip(settings, "command.deadline", "cannot measure it: the time ran out; allow more")
-                return
             except SkerryError as error:
                 self._skip(settings, error.code, error.message)
-                return
+
+    async def _fill(self, way: Way, cache: Path) -> None:
+        """First and second load, and every batch. A batch that ends its worker is named, and the smaller ones stand."""
+        room = self._subject.room_mb
+        first = await self._measure(way, cache, (way.batches[0],), 0.0, room)
+        batches = way.batches
+        lost: list[Unmeasured] = []
+        while True:
+            try:
+                found = await self._measure(way, cache, batches, self._wanted.seconds, room)
+                break
+            except SkerryError as error:
+                if error.code != "measure.failed" or len(batches) == 1:
+                    raise
+                setting = Setting(engine=way.engine, threads=way.threads, batch=batches[-1])
+                lost.append(Unmeasured(setting=setting, code=error.code, message=error.message[:500]))
+                batches = batches[:-1]
         self._inputs, self._simulated = found.inputs, self._simulated or found.simulated
         self._measured += [_measurement(way, one, first, found) for one in found.timed]
+        self._unmeasured += lost
         for refused in found.refused:
             setting = Setting(engine=way.engine, threads=way.threads, batch=refused.batch)
             self._skip([setting], refused.code, refused.message)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,23 @@ class Plane:
         held = self._of(engine)
         if held and not self._closing and all(version.suspended for version in held):
             held[-1].resume()
+
+    @contextlib.asynccontextmanager
+    async def borrowed(self, engine: str) -> AsyncIterator[None]:
+        """Take the device of an exclusive engine from its versions for a while: their requests wait meanwhile."""
+        held = [version for version in self._of(engine) if not version.suspended]
+        for version in held:
+            await version.suspend(self.settings.drain_timeout_s)
+        try:
+            yield
+        finally:
+            for version in held:
+                if not self._closing and version.suspended and version in self._versions.values():
+                    version.resume()
+
+    def declared_mb(self) -> int:
+        """MB of memory that the loaded versions may take, by their manifests."""
+        return sum(version.manifest.resources.memory_mb for version in self._versions.values())
 
     def _of(self, engine: str) -> list[Version]:
         return [version for version in self._versions.values() if version.manifest.engine == engine]
