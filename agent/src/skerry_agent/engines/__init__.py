@@ -11,8 +11,11 @@ from typing import Final
 
 from skerry_agent.ports import Engine
 from skerry_modules.errors import ResourceError
+from skerry_modules.manifest import PIPELINE, Manifest, engines_of
 
 NAMES: Final = ("onnx", "openvino", "pynq", "python")
+"""The runtimes. ``pipeline`` is an engine too, without a runtime of its own."""
+_ALL: Final = (*NAMES, PIPELINE)
 
 
 @cache
@@ -22,10 +25,8 @@ def get(name: str) -> Engine:
     Raises:
         ResourceError: ``unschedulable.engine``: there is no such engine in this agent.
     """
-    if name not in NAMES:
-        raise ResourceError(
-            "unschedulable.engine", f"cannot find the engine {name!r}: choose one of {', '.join(NAMES)}"
-        )
+    if name not in _ALL:
+        raise ResourceError("unschedulable.engine", f"cannot find the engine {name!r}: choose one of {', '.join(_ALL)}")
     try:
         module = importlib.import_module(f"skerry_agent.engines.{name}")
     except ModuleNotFoundError as error:
@@ -47,3 +48,31 @@ def available() -> dict[str, str]:
         if version:
             found[name] = version
     return found
+
+
+def zygote_of(manifest: Manifest) -> str:
+    """The runtimes that a worker of this module finds imported, joined by ``+``: which zygote it is forked from.
+
+    A pipeline of scripts and ONNX models shares the zygote of plain ONNX modules: what scripts need is there too.
+    """
+    wanted = engines_of(manifest)
+    runtimes = [name for name in wanted if name != "python"]
+    return "+".join(runtimes) or "python"
+
+
+def preload(zygote: str) -> str:
+    """Import the runtimes of a zygote, and open nothing; their versions, as they are told."""
+    found = []
+    for name in zygote.split("+"):
+        engine = get(name)
+        engine.preload()
+        found.append(engine.version())
+    return found[0] if len(found) == 1 else ", ".join(found)
+
+
+def version_of(manifest: Manifest) -> str:
+    """The version of a module's engine; of a pipeline, its engines' by name."""
+    wanted = engines_of(manifest)
+    if manifest.engine != PIPELINE:
+        return get(manifest.engine).version()
+    return ", ".join(f"{name} {get(name).version()}" for name in wanted) or "none"

@@ -9,6 +9,7 @@ and not its clients.
 from __future__ import annotations
 
 import inspect
+import itertools
 import platform
 import sys
 import types
@@ -21,6 +22,8 @@ from skerry_agent.ports import Arrays
 from skerry_modules.errors import PeerError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES
+
+_numbers = itertools.count(2)
 
 
 class PythonModel:
@@ -86,10 +89,12 @@ class PythonEngine:
         if path.parent != folder:
             sys.path.insert(1, str(folder))
         sys.dont_write_bytecode = True  # the module's folder stays what was verified
-        module = types.ModuleType("skerry_module")
+        # A pipeline has several scripts in one process, each a module of its own.
+        name = "skerry_module" if "skerry_module" not in sys.modules else f"skerry_module_{next(_numbers)}"
+        module = types.ModuleType(name)
         module.__file__ = str(path)
         module.__dict__["MODULE_FOLDER"] = folder
-        sys.modules["skerry_module"] = module
+        sys.modules[name] = module
         try:
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # noqa: S102 - signed and verified code
             init = getattr(module, "init", None)

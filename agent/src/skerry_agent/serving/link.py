@@ -33,6 +33,7 @@ class WorkerLink(asyncio.Protocol):
         self.served = False  # it has loaded its model
         self.exited = False  # the zygote has told its end
         self.killed_for = ""  # why we killed it
+        self.title = ""  # what the process called itself when it ended
         self.tail: deque[str] = deque(maxlen=log_lines)
         self._name = name
         self._reader = Reader()
@@ -83,8 +84,9 @@ class WorkerLink(asyncio.Protocol):
         await loop.create_unix_connection(lambda: self, sock=ours)
         return self
 
-    def _ended(self, _serial: int, status: int) -> None:
+    def _ended(self, _serial: int, status: int, title: str = "") -> None:
         self.exited = True
+        self.title = title
         if self._on_exit is not None:
             self._on_exit(self, status)
 

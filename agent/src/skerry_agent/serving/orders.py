@@ -46,10 +46,14 @@ class Born(msgspec.Struct, tag=True, array_like=True):
 
 
 class Exited(msgspec.Struct, tag=True, array_like=True):
-    """``status`` as ``os.waitstatus_to_exitcode`` gives it: negative is a signal."""
+    """``status`` as ``os.waitstatus_to_exitcode`` gives it: negative is a signal.
+
+    ``name`` is the process's at its end: a pipeline's tells the step that it was in.
+    """
 
     serial: int
     status: int
+    name: str = ""
 
 
 class Load(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ import msgspec
 from skerry_agent.ports import VersionCounters
 from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.exits import in_step
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
@@ -387,17 +388,17 @@ class Version:
 
     def _on_exit(self, link: WorkerLink, status: int) -> None:
         """The zygote tells how it ended; comes just before or after the socket closes."""
-        reason = link.killed_for or exit_reason(status)
+        reason = (link.killed_for or exit_reason(status)) + in_step(self.manifest, link.title)
         lines = f"; its last words: {link.tail[-1]}" if link.tail else ""
         link.close_log()
         waiting = [future for owner, future in self._calls.values() if owner is link and not future.done()]
         if waiting:
             text = f"cannot go on with {self.manifest.name} {self.number}: its worker ended ({reason}){lines}"
-            if reason == "memory":
+            if reason.startswith("memory"):
                 text += f"; it may have {min(self.manifest.resources.memory_mb, self._limits.memory_mb)} MB"
             for future in waiting:
                 future.set_exception(PeerError("install.load_failed", text))
-        if link.served and not self.stopping and reason != _SUSPENDED:
+        if link.served and not self.stopping and link.killed_for != _SUSPENDED:
             log.warning("worker of %s %s ended: %s%s", self.manifest.name, self.number, reason, lines)
             self._events.worker_exited(self.digest, reason, True)
 

@@ -232,7 +232,7 @@ class Worker:
             "load_ms": round((time.monotonic() - began) * 1000, 3),
             "memory": private_bytes(),
             "pid": os.getpid(),
-            "engine": engines.get(order.manifest.engine).version(),
+            "engine": engines.version_of(order.manifest),
             "batch_rows": proof.rows,
             "notes": self._notes(proof),
         }
