@@ -18,6 +18,7 @@ from skerry.convert import samples as sampling
 from skerry.convert.data import Data, fixed, gather, rows_of
 from skerry.convert.originals import Original
 from skerry.convert.report import (
+    CALIBRATORS,
     NO_ARGMAX,
     PRECISIONS,
     TARGETS,
@@ -49,6 +50,8 @@ def check_request(to: str, precision: str, name: str, options: Options) -> None:
         raise _bad("convert to f16 for onnx: its CPU kernels compute in f32; choose openvino, or int8-static")
     if name and not is_name(name):
         raise _bad(f"name the module {name!r}: use 1 to 63 of a-z, 0-9 and '-'")
+    if options.calibrator not in CALIBRATORS:
+        raise _bad(f"calibrate by {options.calibrator!r}: choose {', '.join(CALIBRATORS)}")
     if not 0 <= options.min_agreement <= 1:
         raise _bad(f"hold to an agreement of {options.min_agreement}: it is a share, from 0 to 1")
     if options.max_delta is not None and not options.max_delta >= 0:

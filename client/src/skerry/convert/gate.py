@@ -14,6 +14,7 @@ without bound. Rules kept: no files, no clocks, no models; the same arrays give 
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -225,16 +226,13 @@ def meets_golden(golden: Golden, expected: Arrays, got: Arrays) -> tuple[int, in
 
 def round_up(value: float, digits: int = 2) -> float:
     """The next number of so many significant digits, never below ``value``."""
-    if value <= 0 or not math.isfinite(value):
-        return value
-    scale = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    rounded = float(f"{math.ceil(value / scale - 1e-9) * scale:.{digits}g}")
-    return rounded if rounded >= value else float(f"{(math.ceil(value / scale) + 1) * scale:.{digits}g}")
+    # By its shortest spelling: 1e-4 is a little more than 0.0001 in binary, and would become 0.00011.
+    return float(decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(repr(value)))
 
 
 def round_down(value: float, digits: int = 4) -> float:
     """To so many decimals, never above ``value``."""
-    return math.floor(value * 10.0**digits) / 10.0**digits
+    return float(decimal.Decimal(repr(value)).quantize(decimal.Decimal(10) ** -digits, rounding=decimal.ROUND_FLOOR))
 
 
 def _is_float(array: Array) -> bool:

@@ -5,12 +5,16 @@ What stands here beyond calling the tools is what they need to succeed on real m
 * Outputs that the manifest does not declare are cut with all that only they need. A classifier's label branch uses
   operators of ``ai.onnx.ml`` that OpenVINO does not have and that cannot be quantised.
 * A Gemm's bias of shape [1, n] becomes [n]: the same sum, but per-channel quantisation fails on the former.
+* Shapes that are stated of weights are dropped (torch states them): the quantiser transposes a weight and leaves its
+  old shape standing, which no longer holds.
 * Imports of operator sets that no node uses are dropped: a runtime without them would refuse the model for nothing.
 * The final scores stay floats: 256 steps of a softmax are coarser than the gate's bar for near ties.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +69,7 @@ def prepare(source: Path, target: Path, outputs: tuple[str, ...]) -> None:
         staged.unlink()
         folded = onnx.load(str(target))
         _flatten_biases(folded)  # folding is what makes a Gemm of a MatMul and an Add
+        _forget_weight_shapes(folded.graph)
         _drop_imports(folded)
         onnx.checker.check_model(folded)
         _save(folded, target)
@@ -88,23 +93,25 @@ def quantise_static(
     _need_matrices(onnx, source)
     try:
         staged = _at_opset(onnx, source, target.with_suffix(".staged"))
-        calibrators = quantization.CalibrationMethod
-        quantization.quantize_static(
-            str(staged),
-            str(target),
-            _reader(quantization, feeds, _batch(staged), tell),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=options.per_channel,
-            reduce_range=options.reduce_range,
-            calibrate_method={
-                "minmax": calibrators.MinMax,
-                "entropy": calibrators.Entropy,
-                "percentile": calibrators.Percentile,
-            }[options.calibrator],
-            nodes_to_exclude=_float_nodes(onnx, staged),
-        )
+        methods = quantization.CalibrationMethod
+        rows = _batch(staged, len(next(iter(feeds.values()))))
+        with contextlib.redirect_stdout(io.StringIO()):  # the tool talks on stdout, which is for results
+            quantization.quantize_static(
+                str(staged),
+                str(target),
+                _reader(quantization, feeds, rows, tell),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=options.per_channel,
+                reduce_range=options.reduce_range,
+                calibrate_method={
+                    "minmax": methods.MinMax,
+                    "entropy": methods.Entropy,
+                    "percentile": methods.Percentile,
+                }[options.calibrator],
+                nodes_to_exclude=_float_nodes(onnx, staged),
+            )
         _finish(onnx, staged, target)
     except Exception as error:  # as above
         raise unsupported("quantise the model statically", error) from error
@@ -180,6 +187,13 @@ def _flatten_biases(model: Any) -> None:
             del tensor.dims[0]
 
 
+def _forget_weight_shapes(graph: Any) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    for at in reversed(range(len(graph.value_info))):
+        if graph.value_info[at].name in weights:
+            del graph.value_info[at]
+
+
 def _drop_imports(model: Any) -> None:
     used = {"", *(node.domain for node in _nodes(model.graph))}
     for function in model.functions:
@@ -236,9 +250,10 @@ def _finish(onnx: Any, staged: Path, target: Path) -> None:
     _save(model, target)
 
 
-def _batch(path: Path) -> int:
+def _batch(path: Path, rows: int) -> int:
+    """Rows per calibration run: all runs alike, since the tool's histograms take no shorter last one."""
     fixed = max((spec.shape[0] for spec in onnx_model.read(path).inputs if spec.shape), default=-1)
-    return fixed if fixed > 0 else CALIBRATION_BATCH
+    return fixed if fixed > 0 else max(size for size in range(1, CALIBRATION_BATCH + 1) if rows % size == 0)
 
 
 def _reader(quantization: Any, feeds: Mapping[str, Array], rows: int, tell: Callable[[int, int], None]) -> Any:

@@ -94,7 +94,7 @@ def from_estimator(
     made = _prepared(exported, work, (output,))
     inputs, outputs = _tensors(made)
     return Original(
-        origin=origin or _unfiled("scikit-learn", type(estimator).__name__, made),
+        origin=origin or _unfiled("scikit-learn", sklearn.name_of(estimator), made),
         engine=_engine("scikit-learn"),
         inputs=inputs,
         outputs=tuple(msgspec.structs.replace(spec, labels=classes) for spec in outputs),

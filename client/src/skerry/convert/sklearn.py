@@ -58,6 +58,12 @@ def load(path: Path, *, trust: bool) -> Any:
     return estimator
 
 
+def name_of(estimator: Any) -> str:
+    """What it is: of a pipeline, its last step."""
+    steps = getattr(estimator, "steps", None)
+    return type(steps[-1][1] if steps else estimator).__name__
+
+
 def export(estimator: Any, target: Path, *, input_name: str, plain: bool) -> tuple[str, Score, tuple[str, ...]]:
     """Write the estimator as ONNX.
 

@@ -93,8 +93,13 @@ def _scorer(torch: Any, program: Any, inputs: tuple[str, ...], outputs: tuple[st
     module = program.module()
 
     def score(arrays: Mapping[str, Array]) -> Arrays:
-        with torch.no_grad():
-            found = module(*(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in inputs))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the converted model is scored; threads that spin would slow what is timed next
+        try:
+            with torch.no_grad():
+                found = module(*(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in inputs))
+        finally:
+            torch.set_num_threads(threads)
         flat = list(found) if isinstance(found, (tuple, list)) else [found]
         return {name: tensor.numpy() for name, tensor in zip(outputs, flat, strict=True)}
 
