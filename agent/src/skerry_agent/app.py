@@ -54,15 +54,15 @@ class App:
         self.settings = settings
         self.boot = os.urandom(8).hex()
         self._version = installed("skerry")
-        self._profile = wiring.load_profile(settings.device.profile)
-        for name, value in self._profile.environment().items():
+        self.profile = wiring.load_profile(settings.device.profile)
+        for name, value in self.profile.environment().items():
             os.environ.setdefault(name, value)  # engines start as children and inherit it
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._began = time.monotonic()
         self._followed = -1
         self._engines = available()
-        self._disk_thread = ThreadPoolExecutor(1, "disk")
+        self.disk_thread = ThreadPoolExecutor(1, "disk")
         self._state_thread = ThreadPoolExecutor(1, "state")
         self._loop = asyncio.get_running_loop()
 
@@ -89,7 +89,7 @@ class App:
             await self._serve()
         finally:
             lock.release()
-            self._disk_thread.shutdown(wait=False)
+            self.disk_thread.shutdown(wait=False)
             self._state_thread.shutdown(wait=False)
 
     async def _start(self) -> None:
@@ -99,10 +99,10 @@ class App:
             lambda: Spool(folder / "spool.db", _spool_settings(settings), journal=settings.reporting.journal)
         )
         self.link = self._make_link()
-        self.brain = wiring.make_brain(settings, self._profile)
+        self.brain = wiring.make_brain(settings, self.profile)
         self.hub = HubLink(
             device=settings.device.id,
-            profile=self._profile.name,
+            profile=self.profile.name,
             boot=self.boot,
             agent=self._version,
             link=self.link or NoLink(),
@@ -130,6 +130,7 @@ class App:
         )
         self.health = device_health.DeviceHealth(self.boot, folder)
         self.driver = self._make_driver()
+        self.plane.repository.shelf = wiring.make_shelf(self)
         self.hub.commands = self.commands = self._make_commands()
         await self.driver.boot(self.boot)
         self.commands.resume()
@@ -184,12 +185,12 @@ class App:
             self.brain,
             disk=self.disk,
             state=StateFile(self.settings.folder),
-            disk_thread=self._disk_thread,
+            disk_thread=self.disk_thread,
             state_thread=self._state_thread,
             plane=self.plane,
             outside=self.hub,
             watcher=self.telemeter,
-            limits=self._profile.limits,
+            limits=self.profile.limits,
             facts=self._facts,
             backlog=self.settings.hub.backlog_mb * MB,
             after=self._follow_hub,
@@ -198,7 +199,7 @@ class App:
     def _make_commands(self) -> Commands:
         from skerry_agent.profiling.command import Profiler
 
-        profiler = Profiler(self.settings.device.id, self._profile, self.disk, self.plane, self._in_disk_thread)
+        profiler = Profiler(self.settings.device.id, self.profile, self.disk, self.plane, self._in_disk_thread)
         return Commands(
             self.settings.folder,
             lambda result: self.outbox.put("result", result),
@@ -207,13 +208,13 @@ class App:
         )
 
     async def _in_disk_thread(self, work: Callable[[], Any]) -> Any:
-        return await self._loop.run_in_executor(self._disk_thread, work)
+        return await self._loop.run_in_executor(self.disk_thread, work)
 
     async def _in_state_thread(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self._state_thread, work)
 
     def _facts(self) -> Any:
-        return device_health.facts(self._profile, self._engines, self.disk.free_mb())
+        return device_health.facts(self.profile, self._engines, self.disk.free_mb())
 
     def _spool_trouble(self, error: SkerryError | None) -> None:
         if error:
@@ -275,6 +276,7 @@ class App:
 
     def _follow_hub(self) -> None:
         """Take over the settings of a desired document as soon as it is in force."""
+        self.plane.repository.follow()
         if self.brain.revision == self._followed or not self.brain.desired:
             return
         self._followed = self.brain.revision
@@ -324,7 +326,7 @@ class App:
         return wiring.addresses(self.plane, self.settings)
 
     async def _on_status(self, _request: dict[str, Any]) -> dict[str, Any]:
-        used = await self._loop.run_in_executor(self._disk_thread, self.disk.used_mb)
+        used = await self._loop.run_in_executor(self.disk_thread, self.disk.used_mb)
         return {
             "device": self.settings.device.id,
             "profile": self.settings.device.profile,
@@ -345,7 +347,7 @@ class App:
             "loaded": self.telemeter.names(),
             "spool": {**self.outbox.facts, "dropped": self.outbox.dropped},
             "sources": [feeder.facts() for feeder in self.feeders],
-            "disk": {"used_mb": used, "free_mb": self.disk.free_mb(), "limit_mb": self._profile.limits.disk_mb},
+            "disk": {"used_mb": used, "free_mb": self.disk.free_mb(), "limit_mb": self.profile.limits.disk_mb},
             "memory_mb": round(device_health.pss(os.getpid()) / MB, 1),
             "settings": redacted(self.settings),
         }

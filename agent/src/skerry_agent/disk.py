@@ -34,6 +34,7 @@ from typing import Final, NamedTuple
 
 from skerry_agent.statefile import NO_SPACE, no_space, sync_folder
 from skerry_modules import chunks
+from skerry_modules.environments import key_of
 from skerry_modules.errors import PeerError, ResourceError
 from skerry_modules.index import DEFAULT_LIMITS, Index, parse_index
 
@@ -114,7 +115,7 @@ class Disk:
         self.partial = folder / "partial"
         self.modules = folder / "modules"
         self.cache = folder / "cache"
-        self._folder = folder
+        self.folder = folder
         self._reserve = reserve_mb * MB
         self._sync_chunks = sync_chunks
         self._free = free or (lambda path: shutil.disk_usage(path).free)
@@ -237,13 +238,13 @@ class Disk:
 
     def free_mb(self) -> int:
         """What is free on the disk, in MB; the reserve is in it."""
-        return self._free(self._folder) // MB
+        return self._free(self.folder) // MB
 
     def used_mb(self) -> int:
         """What objects, downloads and versions take; a file with two hard links counts once."""
         seen: set[int] = set()
         total = 0
-        for top in (self.objects, self.partial, self.modules):
+        for top in (self.objects, self.partial, self.modules, self.folder / "environments"):
             for folder, _, names in os.walk(top):
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
@@ -262,7 +263,7 @@ class Disk:
         return len(gone)
 
     def _preflight(self, digest: str, need: int) -> None:
-        free = self._free(self._folder) - self._reserve
+        free = self._free(self.folder) - self._reserve
         if need > free:
             raise ResourceError(
                 "resource.no_space",
@@ -294,6 +295,21 @@ class Disk:
     def index(self, digest: str) -> Index:
         """A version's index, from its object. Raises ``PeerError`` (``package.*``)."""
         return parse_index(self.read_object(digest, DEFAULT_LIMITS.max_index_bytes))
+
+    def environments_needed(self) -> dict[str, str | None]:
+        """By installed version, the key of the environment that it needs: empty for none, None for an index that is
+        damaged or gone (it will be fetched again)."""
+        found: dict[str, str | None] = {}
+        for path in self.modules.iterdir():
+            if path.name.startswith("."):
+                continue
+            try:
+                lock = self.index(path.name).facts.environment
+            except PeerError:
+                found[path.name] = None
+            else:
+                found[path.name] = key_of(lock) if lock is not None else ""
+        return found
 
     def install(self, digest: str, index: Index) -> None:
         """Lay out a version from complete objects. Undo: :meth:`remove`. Safe to repeat.

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Final, Protocol
 
+from skerry_agent import environments
 from skerry_agent.disk import Disk
 from skerry_agent.ports import DataPlane
 from skerry_agent.rules import effects as fx
@@ -119,6 +120,7 @@ class Driver:
         self._facts = facts
         self._backlog = backlog
         self._after = after
+        self._environments = environments.Environments(disk.folder, disk.objects)
         self._queue: deque[fx.Event] = deque()
         self._ready = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -151,6 +153,8 @@ class Driver:
     async def boot(self, boot: str) -> None:
         """Look at the disk and give the brain its first event."""
         held = await self._on_disk(self._disk.prepare)
+        await self._on_disk(self._environments.prepare)
+        await self._on_disk(self._environments.collect, self._disk.environments_needed)
         self._saved = saved = await self._loop.run_in_executor(self._state_thread, self._state.load)
         self.fell_back = self._state.fell_back
         await self._handle(
@@ -233,7 +237,7 @@ class Driver:
             case fx.ReadIndex(digest):
                 self._background(effect, digest, lambda: self._on_disk(self._read_index, digest))
             case fx.Install(digest):
-                self._background(effect, digest, lambda: self._on_disk(self._install, digest))
+                self._background(effect, digest, lambda: self._install(digest))
             case fx.Load():
                 self._background(effect, effect.digest, lambda: self._load(effect), effect.timeout_s)
             case fx.Golden(digest, timeout_s):
@@ -344,11 +348,21 @@ class Driver:
         from skerry_modules.index import DEFAULT_LIMITS
 
         index = self._disk.read_object(digest, DEFAULT_LIMITS.max_index_bytes)
-        return {"index": index, "free_disk_mb": self._disk.free_mb(), "facts": self._facts()}
+        built = sorted(self._environments.present())
+        return {
+            "index": index,
+            "free_disk_mb": self._disk.free_mb(),
+            "facts": self._facts(),
+            "environments": built,
+        }
 
-    def _install(self, digest: str) -> dict[str, Any]:
-        self._disk.install(digest, self._disk.index(digest))
-        return {}
+    async def _install(self, digest: str) -> dict[str, Any]:
+        index = await self._on_disk(self._disk.index, digest)
+        await self._on_disk(self._disk.install, digest, index.without_wheels())
+        target = await self._on_disk(lambda: environments.target_for(index, self._facts()))
+        if target is None or index.facts.environment is None:
+            return {}
+        return await self._environments.build(index.facts.environment, target)
 
     # -- the data plane ----------------------------------------------------------------------------------------------
 
@@ -358,7 +372,9 @@ class Driver:
         manifest = index.manifest
         self._manifests[digest] = manifest
         folder = self._disk.folder_of(digest)
-        facts = await self._plane.load(digest, folder, manifest, effect.version, self._limits)
+        lock = index.facts.environment
+        options = {"environment": str(self._environments.path(lock))} if lock is not None else {}
+        facts = await self._plane.load(digest, folder, manifest, effect.version, self._limits, **options)
         self._watcher.loaded(digest, effect.module or manifest.name, effect.version, manifest)
         return facts
 
@@ -396,8 +412,14 @@ class Driver:
         for one in (digest, *objects):
             if one:
                 self._cancel(one)
-        work = self._disk_thread.submit(self._disk.remove, digest, objects)
+        work = self._disk_thread.submit(self._remove_and_collect, digest, objects)
         work.add_done_callback(_log_failure)
+
+    def _remove_and_collect(self, digest: str, objects: tuple[str, ...]) -> None:
+        """In the disk's thread."""
+        self._disk.remove(digest, objects)
+        if digest:
+            self._environments.collect(self._disk.environments_needed)
 
     async def settle(self) -> None:
         """End all that runs in the background (when the agent stops)."""

@@ -85,8 +85,20 @@ class VersionCounters(msgspec.Struct, frozen=True):
 class DataPlane(Protocol):
     """HTTP front, workers, routes: what scores. All methods are coroutine-safe on one event loop."""
 
-    async def load(self, digest: str, folder: Path, manifest: Manifest, version: int, limits: Limits) -> dict[str, Any]:
-        """Start a worker with the model; returns facts (load_ms, memory). Raises SkerryError ``install.*``."""
+    async def load(
+        self,
+        digest: str,
+        folder: Path,
+        manifest: Manifest,
+        version: int,
+        limits: Limits,
+        *,
+        environment: str = "",
+    ) -> dict[str, Any]:
+        """Start a worker with the model; returns facts (load_ms, memory). Raises SkerryError ``install.*``.
+
+        ``environment`` is the folder of the environment that it runs in; empty: the agent's own.
+        """
         ...
 
     async def golden(self, digest: str, folder: Path, manifest: Manifest) -> GoldenReport: ...

@@ -10,6 +10,7 @@ from skerry_agent.mqtt import LinkEvent, LinkSettings, Message, MqttLink
 from skerry_agent.ports import Source
 from skerry_agent.rules.brain import Brain
 from skerry_agent.settings import Settings, SourceSettings, parse_address
+from skerry_agent.shelf import DiskShelf
 from skerry_agent.sources import Feeder, Opened
 from skerry_modules import messages, profiles, topics, trust
 from skerry_modules.errors import InputError
@@ -49,6 +50,12 @@ def _keys(texts: tuple[str, ...], field: str) -> dict[str, trust.PublicKey]:
         raise InputError(
             "settings.invalid", f"cannot use the settings, field {field}: {error.message}", field=field
         ) from error
+
+
+def make_shelf(app: App) -> DiskShelf:
+    """What clients may have loaded."""
+    publishers = _keys(app.settings.hub.publishers, "hub.publishers")
+    return DiskShelf(app.disk, app.disk_thread, lambda: app.brain.slots, publishers, app.profile.limits)
 
 
 def link_settings(settings: Settings, boot: str) -> LinkSettings | None:

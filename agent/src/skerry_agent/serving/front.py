@@ -16,6 +16,7 @@ import msgspec
 from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
 from skerry_agent.serving.http import Exchange, HttpConnection
+from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.version import Version
 from skerry_modules.errors import InputError, ResourceError, SkerryError
@@ -36,7 +37,8 @@ class Router(Protocol):
         """The version for one request; raises SkerryError ``module.unknown`` or ``scoring.not_ready``."""
         ...
 
-    def listing(self) -> list[dict[str, str]]: ...
+    @property
+    def repository(self) -> Repository: ...
 
 
 class HttpFront:
@@ -51,6 +53,7 @@ class HttpFront:
         self._servers: list[asyncio.Server] = []
         self._socket: Path | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._agent = installed("skerry")
 
     # -- listening
@@ -132,15 +135,24 @@ class HttpFront:
             target = oip.target(exchange.path)
             if target.verb == "infer" and exchange.method == b"POST":
                 self._infer(exchange, target)
+            elif target.verb in ("load", "unload") and exchange.method == b"POST":
+                task = asyncio.get_running_loop().create_task(self._control(exchange, target))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             else:
                 exchange.reply(200, "", -1, self._look_up(exchange, target))
-        except SkerryError as error:
-            status = oip.STATUS_OF.get(error.code, 500)
-            exchange.reply(status, error.code, -1, oip.error_body(error.message))
         except Exception as error:
-            log.exception("cannot answer %r", exchange.path)
-            text = f"cannot answer: {type(error).__name__}: {error}; please report it"
-            exchange.reply(500, "internal.bug", -1, oip.error_body(text))
+            _fail(exchange, error)
+
+    async def _control(self, exchange: Exchange, target: oip.Target) -> None:
+        repository = self._router.repository
+        work = repository.load if target.verb == "load" else repository.unload
+        try:
+            await work(target.model, target.version, exchange.body)
+        except Exception as error:
+            _fail(exchange, error)
+        else:
+            exchange.reply(200, "", -1, b"{}")
 
     def _infer(self, exchange: Exchange, target: oip.Target) -> None:
         version = self._router.choose(target.model, target.version)
@@ -174,7 +186,7 @@ class HttpFront:
                     raise ResourceError("scoring.not_ready", "cannot score yet: a version is not ready; ask again soon")
                 return b'{"ready":true}'
             case "index":
-                return msgspec.json.encode(self._router.listing())
+                return msgspec.json.encode(self._router.repository.index(exchange.body))
             case "model":
                 versions = self._router.find(target.model, target.version)
                 numbers = sorted(version.number for version in versions)
@@ -182,6 +194,15 @@ class HttpFront:
         if not any(version.ready for version in self._router.find(target.model, target.version)):
             raise ResourceError("scoring.not_ready", f"cannot score with {target.model} yet: its worker is starting")
         return msgspec.json.encode({"name": target.model, "ready": True})
+
+
+def _fail(exchange: Exchange, error: Exception) -> None:
+    if isinstance(error, SkerryError):
+        exchange.reply(oip.status_of(error), error.code, -1, oip.error_body(error.message))
+        return
+    log.error("cannot answer %r", exchange.path, exc_info=error)
+    text = f"cannot answer: {type(error).__name__}: {error}; please report it"
+    exchange.reply(500, "internal.bug", -1, oip.error_body(text))
 
 
 def _clear_way(path: Path, problem: str) -> None:

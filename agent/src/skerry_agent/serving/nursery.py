@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -31,15 +32,22 @@ _ENVIRONMENT: Final = {
     "PYTHONUNBUFFERED": "1",
 }
 
-ExitHandler = Callable[[int, int], None]
-"""(serial, status): negative is a signal."""
+ExitHandler = Callable[[int, int, str], None]
+"""(serial, status, name): a negative status is a signal; the name is the one that the process bore at its end."""
 
 
 class Nursery:
-    """Workers of one engine. All methods run on the event loop."""
+    """Workers of one engine, in one environment. All methods run on the event loop.
 
-    def __init__(self, engine: str, timeout_s: float) -> None:
+    Args:
+        engine: its name, or those of a pipeline joined by ``+``.
+        timeout_s: how long the engine may take to import.
+        environment: the folder of the environment that its workers run in; empty: the agent's own.
+    """
+
+    def __init__(self, engine: str, timeout_s: float, environment: str = "") -> None:
         self._engine = engine
+        self._environment = environment
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -82,7 +90,7 @@ class Nursery:
         loop = asyncio.get_running_loop()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "skerry_agent.serving.zygote", self._engine, str(theirs.fileno())],
+                self._command(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -91,6 +99,14 @@ class Nursery:
         self._control = ours
         self._ready = loop.create_future()
         loop.add_reader(ours.fileno(), self._hear)
+
+    def _command(self, control: int) -> list[str]:
+        if not self._environment:
+            return [sys.executable, "-m", "skerry_agent.serving.zygote", self._engine, str(control)]
+        # Isolated (-I): what PYTHONPATH or the user's folder hold is not in the lock. Unbuffered, as above.
+        boot = Path(__file__).with_name("environment_boot.py")
+        python = Path(self._environment) / "bin" / "python"
+        return [str(python), "-I", "-u", str(boot), self._engine, str(control), *filter(None, sys.path)]
 
     def spawn(self, order: orders.Spawn, sock: socket.socket, log_fd: int, on_exit: ExitHandler) -> int:
         """Ask for a worker; the descriptors are the zygote's from now on. Returns its serial."""
@@ -137,16 +153,17 @@ class Nursery:
                     ready.set_exception(
                         ResourceError(
                             "unschedulable.engine",
-                            f"cannot use the engine {self._engine}: {text}; install skerry[{self._engine}]",
+                            f"cannot use the engine {self._engine}: {text}; "
+                            f"install skerry[{self._engine.replace('+', ',')}]",
                         )
                     )
                     ready.exception()  # heard, even if nobody waits any more
             case orders.Born(serial=serial, pid=pid):
                 self._pids[serial] = pid
-            case orders.Exited(serial=serial, status=status):
+            case orders.Exited(serial=serial, status=status, name=name):
                 self._pids.pop(serial, None)
                 if handler := self._handlers.pop(serial, None):
-                    handler(serial, status)
+                    handler(serial, status, name)
 
     def _lost(self) -> None:
         """The zygote is gone, and so are its workers (PDEATHSIG)."""
@@ -174,4 +191,4 @@ class Nursery:
         self._pids.clear()
         handlers, self._handlers = self._handlers, {}
         for serial, handler in handlers.items():
-            handler(serial, -signal.SIGKILL)
+            handler(serial, -signal.SIGKILL, "")

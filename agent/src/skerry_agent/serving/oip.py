@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from skerry_modules.errors import SkerryError
 from skerry_modules.manifest import Manifest
 
 STATUS_OF: Final[dict[str, int]] = {
@@ -53,11 +54,12 @@ PLATFORMS: Final = {
     "openvino": "openvino_ir",
     "pynq": "pynq_overlay",
     "python": "python_script",
+    "pipeline": "skerry_pipeline",
 }
 
 
 class Target(NamedTuple):
-    """What an address means. ``verb``: server, live, ready, model, model_ready, infer, index, or empty: nothing."""
+    """What an address means. ``verb``: a key of :data:`METHOD_OF`, or empty: nothing."""
 
     verb: str
     model: str = ""
@@ -71,7 +73,8 @@ _FIXED: Final = {
     ("v2", "health", "ready"): Target("ready"),
     ("v2", "repository", "index"): Target("index"),
 }
-_ACTIONS: Final = {(): "model", ("ready",): "model_ready", ("infer",): "infer"}
+_ACTIONS: Final[dict[tuple[str, ...], str]] = {(): "model", ("ready",): "model_ready", ("infer",): "infer"}
+_CONTROLS: Final[dict[tuple[str, ...], str]] = {("load",): "load", ("unload",): "unload"}
 METHOD_OF: Final = {
     "server": b"GET",
     "live": b"GET",
@@ -80,6 +83,8 @@ METHOD_OF: Final = {
     "model_ready": b"GET",
     "infer": b"POST",
     "index": b"POST",
+    "load": b"POST",
+    "unload": b"POST",
 }
 
 
@@ -92,13 +97,25 @@ def target(path: bytes) -> Target:
         parts = parts[:-1]
     if parts in _FIXED:
         return _FIXED[parts]
+    actions = _ACTIONS
+    if parts[:2] == ("v2", "repository"):
+        actions, parts = _CONTROLS, ("v2", *parts[2:])
     if len(parts) < 3 or parts[:2] != ("v2", "models"):
         return NOWHERE
     model, rest, version = parts[2], parts[3:], ""
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    verb = _ACTIONS.get(rest)
+    verb = actions.get(rest)
     return Target(verb, model, version) if verb else NOWHERE
+
+
+def status_of(error: SkerryError) -> int:
+    """The HTTP status of any error: by its code, else by whose fault it is."""
+    status = STATUS_OF.get(error.code)
+    if status is None:
+        fault = error.code.partition(".")[0]
+        status = 400 if fault == "trust" or error.family == "input" else 503 if error.family == "resource" else 500
+    return status
 
 
 def error_body(message: str) -> bytes:

@@ -25,6 +25,7 @@ from skerry_agent.serving import tensors
 from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.front import HttpFront
 from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.version import Version
 from skerry_modules.errors import BugError, InputError, PeerError, ResourceError, SkerryError
@@ -73,10 +74,12 @@ class Plane:
         self.on_exit: Callable[[str, str, bool], None] = lambda _digest, _reason, _restarting: None
         self.on_sample: Callable[[str, Any], None] = lambda _digest, _sample: None
         self.on_notice: Callable[[str, str, str], None] = lambda _digest, _code, _text: None
+        self.repository = Repository(self, control=settings.repository_control)
         self._front = HttpFront(settings, self)
         self._versions: dict[str, Version] = {}
         self._endpoints: dict[str, _Endpoint] = {}
-        self._nurseries: dict[str, Nursery] = {}
+        self._nurseries: dict[tuple[str, str], Nursery] = {}  # by runtimes and environment
+        self._homes: dict[str, tuple[str, str]] = {}  # which of them a version's workers come from
         self._capture_rate = -1.0
         self._closing = False
 
@@ -112,8 +115,19 @@ class Plane:
 
     # -- versions
 
-    async def load(self, digest: str, folder: Path, manifest: Manifest, version: int, limits: Limits) -> dict[str, Any]:
+    async def load(
+        self,
+        digest: str,
+        folder: Path,
+        manifest: Manifest,
+        version: int,
+        limits: Limits,
+        *,
+        environment: str = "",
+    ) -> dict[str, Any]:
         """Start a worker with the model. Loading what is loaded gives its facts again.
+
+        ``environment`` is the folder of the environment that it runs in; empty: the agent's own.
 
         Returns:
             ``load_ms``, ``memory`` (private bytes of the worker), ``pid``, ``engine`` (its version).
@@ -124,6 +138,7 @@ class Plane:
         """
         held = self._versions.get(digest)
         if held is not None and held.ready:
+            self.repository.claimed(digest)
             return held.facts
         await self._clear_device(digest, manifest)
         if held is not None and held.suspended:
@@ -131,7 +146,10 @@ class Plane:
             return await self._start(held)
         if held is not None:
             await self.unload(digest, drain_s=0.0)
-        nursery = self._nurseries.setdefault(manifest.engine, Nursery(manifest.engine, self.settings.zygote_timeout_s))
+        home = self._homes[digest] = (engines.zygote_of(manifest), environment)
+        nursery = self._nurseries.get(home)
+        if nursery is None:
+            nursery = self._nurseries[home] = Nursery(home[0], self.settings.zygote_timeout_s, environment=environment)
         made = Version(
             digest,
             folder,
@@ -150,7 +168,8 @@ class Plane:
         try:
             return await version.start()
         except BaseException:
-            await self.unload(version.digest, drain_s=0.0)
+            if self._versions.get(version.digest) is version:
+                await self.unload(version.digest, drain_s=0.0)
             raise
 
     # -- engines whose device holds one version at a time (``ports.Engine.exclusive``)
@@ -165,7 +184,7 @@ class Plane:
             return
         rivals = [one for one in self._of(manifest.engine) if one.digest != digest and not one.suspended]
         for rival in rivals:
-            if rival.manifest.name != manifest.name and self._is_routed(rival):
+            if rival.manifest.name != manifest.name and self.is_routed(rival):
                 raise ResourceError(
                     "board.busy",
                     f"cannot load {manifest.name}: the engine {manifest.engine} holds one module at a time here, and "
@@ -174,7 +193,12 @@ class Plane:
         for rival in rivals:
             await rival.suspend(self.settings.drain_timeout_s)
 
-    def _is_routed(self, version: Version) -> bool:
+    @property
+    def versions(self) -> dict[str, Version]:
+        """What is loaded, by digest."""
+        return self._versions
+
+    def is_routed(self, version: Version) -> bool:
         return any(version in endpoint.versions for endpoint in self._endpoints.values())
 
     def _restore_device(self, engine: str) -> None:
@@ -246,12 +270,10 @@ class Plane:
         await held.stop(self.settings.drain_timeout_s if drain_s is None else drain_s)
         if self._versions.get(digest) is held:
             del self._versions[digest]
-        engine = held.manifest.engine
-        self._restore_device(engine)
-        if not self._of(engine):
-            nursery = self._nurseries.pop(engine, None)
-            if nursery is not None:
+            home = self._homes.pop(digest)
+            if home not in self._homes.values() and (nursery := self._nurseries.pop(home, None)):
                 nursery.close()
+        self._restore_device(held.manifest.engine)
 
     def _drop_version(self, name: str, endpoint: _Endpoint, version: Version) -> None:
         left = [
@@ -324,7 +346,7 @@ class Plane:
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
         for version in before.versions if before is not None and live else ():
-            if version.suspended and not self._is_routed(version):
+            if version.suspended and not self.is_routed(version):
                 version.hand_over(made.choose())
 
     def is_ready(self) -> bool:
@@ -362,22 +384,6 @@ class Plane:
             if endpoint is not None and endpoint.versions:
                 return endpoint.choose()
         return self.find(model, version)[0]
-
-    def listing(self) -> list[dict[str, str]]:
-        """The repository index."""
-        return [
-            {
-                "name": version.manifest.name,
-                "version": str(version.number),
-                "state": "READY"
-                if version.ready and version.admitted
-                else "LOADING"
-                if version.ready
-                else "UNAVAILABLE",
-                "reason": "" if version.ready else "its worker is starting",
-            }
-            for version in self._versions.values()
-        ]
 
     # -- the agent's own requests
 

@@ -37,6 +37,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         log_lines: lines of a model's own output that are kept for the reason of its end.
         zygote_timeout_s: how long an engine may take to import.
         cache_entries: compiled models that are kept.
+        repository_control: whether clients may load and unload versions that the device holds and has verified.
     """
 
     http: str = "127.0.0.1:8090"
@@ -67,3 +68,4 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_lines: int = 50
     zygote_timeout_s: float = 60.0
     cache_entries: int = 16
+    repository_control: bool = True

@@ -25,11 +25,10 @@ from typing import Final
 import msgspec
 
 from skerry_agent import engines
+from skerry_agent.parent import die_with_parent
 from skerry_agent.serving import orders, worker
 
 MESSAGE_BYTES: Final = 64 * 1024
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _MADV_DONTNEED: Final = 4
 _OOM_SCORE: Final = "500"
 """A device that runs out of memory should lose a worker, which comes back, before anything else."""
@@ -47,8 +46,7 @@ class Zygote:
     def run(self) -> None:
         die_with_parent(self._parent, f"skerry-{self._engine}")
         try:
-            engine = engines.get(self._engine)
-            engine.preload()
+            version = engines.preload(self._engine)
         except BaseException as error:  # what an engine's import raises is not ours to choose
             self._tell(orders.Broken(f"{type(error).__name__}: {error}"))
             return
@@ -56,7 +54,7 @@ class Zygote:
         release_code()
         gc.freeze()  # the collector would otherwise touch, and so copy, every shared page in each worker
         self._watch_children()
-        self._tell(orders.Ready(engine.version()))
+        self._tell(orders.Ready(version))
         while self._step():
             pass
 
@@ -96,10 +94,12 @@ class Zygote:
 
     def _reap(self) -> None:
         for serial, pid in list(self._children.items()):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                del self._children[serial]
-                self._tell(orders.Exited(serial, os.waitstatus_to_exitcode(status)))
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            name = name_of(pid)  # a process keeps its name until it is waited for
+            _, status = os.waitpid(pid, 0)
+            del self._children[serial]
+            self._tell(orders.Exited(serial, os.waitstatus_to_exitcode(status), name))
 
     def _spawn(self, order: orders.Spawn, sock: int, log: int) -> None:
         try:
@@ -145,13 +145,12 @@ class Zygote:
             os._exit(status)  # never run the zygote's own exit handlers
 
 
-def die_with_parent(parent: int, name: str) -> None:
-    """SIGKILL when the parent ends, even if it was killed."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NAME, name[:15].encode(), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(0)
+def name_of(pid: int) -> str:
+    """What the process calls itself; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def release_code() -> None:
