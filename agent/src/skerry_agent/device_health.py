@@ -108,6 +108,7 @@ def facts(profile: Profile, engines: dict[str, str], free_disk_mb: int) -> Devic
     return DeviceFacts(
         architecture=platform.machine(),
         python=platform.python_version(),
+        glibc=platform.libc_ver()[1],
         engines=engines,
         accelerators=profile.accelerators,
         memory_mb=memory,

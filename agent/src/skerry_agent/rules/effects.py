@@ -167,13 +167,15 @@ class ListParts(_E, frozen=True):
 
 
 class ReadIndex(_E, frozen=True):
-    """Outcome: Done with ``data["index"]: bytes`` and ``data["free_disk_mb"]``, ``data["facts"]: DeviceFacts``."""
+    """Outcome: Done with ``data["index"]: bytes`` and ``data["free_disk_mb"]``, ``data["facts"]: DeviceFacts``, and
+    ``data["environments"]``: keys of the environments that are built."""
 
     digest: str
 
 
 class Install(_E, frozen=True):
-    """Lay the module's files out in a folder of its own from complete objects, checking each. Undo: Remove."""
+    """Lay the module's files out in a folder of its own from complete objects, checking each, and build the environment
+    that it names unless that is there. Undo: Remove."""
 
     digest: str
 
@@ -219,7 +221,8 @@ class Unload(_E, frozen=True):
 
 
 class Remove(_E, frozen=True):
-    """Delete a version's folder and every object in ``objects``, whole or partial. No outcome.
+    """Delete a version's folder and every object in ``objects``, whole or partial, and the environments that no
+    installed version names any more. No outcome.
 
     ``digest`` may be empty: objects only.
     """

@@ -20,7 +20,8 @@ from skerry_agent.rules.lifecycle import SETTLED, TABLE, TERMINAL, Step, Undo, b
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
 from skerry_agent.rules.versions import Live, Versions
-from skerry_modules.compatibility import DeviceFacts, obstacles
+from skerry_modules.compatibility import DeviceFacts, environment_on, memory_mb, obstacles
+from skerry_modules.environments import key_of
 from skerry_modules.errors import SkerryError
 from skerry_modules.index import Index
 from skerry_modules.messages import Severity
@@ -91,7 +92,8 @@ class Steps(Versions):
             self._fail(slot, record, error.code, error.message, now)
             return
         live.index = index
-        record.objects = tuple(index.objects().items())
+        facts: DeviceFacts = data.get("facts") or DeviceFacts()
+        record.objects = tuple(index.objects_with(environment_on(index.facts, self._profile, facts)).items())
         code, message = self._preflight(slot, record, index, data, now)
         if code:
             self._fail(slot, record, code, message, now)
@@ -102,7 +104,7 @@ class Steps(Versions):
         """Why it cannot run or does not fit here: (code, message), or empty strings."""
         facts: DeviceFacts = data.get("facts") or DeviceFacts()
         others = sum(
-            live.index.manifest.resources.memory_mb
+            memory_mb(live.index.manifest)
             for digest, live in self._live.items()
             if live.loaded and live.index is not None and digest not in slot.records
         )
@@ -119,6 +121,7 @@ class Steps(Versions):
                 f"cannot fetch {record.name}: it needs {needed} MB with the reserve, {free} MB are free; free some disk"
             )
         return "", ""
+        missing += self._to_build(index, facts, data)
 
     def _download(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         missing = [(sha256, size) for sha256, size in record.objects if sha256 not in self.fetcher.held]
@@ -126,6 +129,14 @@ class Steps(Versions):
             self._enter(slot, record, Step.INSTALL, now)
         elif self._let_go(slot, record, now):
             self.out += self.fetcher.want(missing, now)
+    def _to_build(self, index: Index, facts: DeviceFacts, data: dict[str, Any]) -> int:
+        """Bytes that the version's environment will take, if it is not there yet."""
+        lock = index.facts.environment
+        target = environment_on(index.facts, self._profile, facts)
+        if lock is None or target is None or key_of(lock) in data.get("environments", ()):
+            return 0
+        return target.installed
+
 
     def _let_go(self, slot: Slot, record: Record, now: float) -> bool:
         """The current version lacks something that only the network can bring: let the last-good one serve, and fetch
