@@ -166,7 +166,7 @@ class Brain:
             except SkerryError as error:  # the hub's key was changed: what was proven goes on serving
                 machine.emit(Severity.WARNING, error.code, f"cannot use the saved document: {error.message}")
         machine.slots.update(saved.slots)
-        machine.endpoints = self.desired.endpoints if self.desired else ()
+        self._take_over()
         for digest in installed_orphans(event.installed, machine.slots):
             machine.out.append(fx.Remove(digest))
         machine.boot(now)
@@ -187,17 +187,25 @@ class Brain:
             self._machine.emit(Severity.WARNING, "desired.stale", message)
             return
         self.desired, self._document = desired, payload
-        self._machine.endpoints = desired.endpoints
+        self._take_over()
         self._machine.settled.update(self._machine.slots)  # what failed under the old document may be forgotten
         self._reconcile(now)
         self._machine.route()
         self._machine.collect(now)
 
+    def _take_over(self) -> None:
+        """What the document in force says of endpoints and the versions behind them."""
+        self._machine.endpoints = self.desired.endpoints if self.desired else ()
+        self._machine.aside = reconcile.aside(self.desired) if self.desired else {}
+
     def _reconcile(self, now: float, only: set[str] | None = None) -> None:
         machine = self._machine
         assert self.desired is not None
         for decision in reconcile.reconcile(self.desired, machine.slots):
-            name = decision.wanted.name if isinstance(decision, reconcile.Start | reconcile.Keep) else decision.name
+            if isinstance(decision, reconcile.Start | reconcile.Keep):
+                name = reconcile.slot_name(decision.wanted, side=decision.side)
+            else:
+                name = decision.name
             if only is not None and name not in only:
                 continue
             match decision:
@@ -206,9 +214,13 @@ class Brain:
                 case reconcile.Supersede():
                     machine.supersede(decision.name, decision.digest, now)
                 case reconcile.Keep():
-                    machine.keep(decision.wanted)
+                    machine.keep(decision.wanted, name)
                 case reconcile.Start():
-                    machine.start(decision.wanted, now)
+                    machine.start(decision.wanted, now, name=name, side=decision.side)
+                case reconcile.Promote():
+                    machine.promote(decision.wanted, decision.name, now)
+                case reconcile.Aside():
+                    machine.put_aside(decision.wanted, now)
 
     def _follow_up(self, now: float) -> None:
         """Versions that ended are held against the document again, and what nothing needs any more goes."""
@@ -217,7 +229,7 @@ class Brain:
             settled, machine.settled = machine.settled, set()
             if not settled:
                 return
-            wanted = {module.name: module.digest for module in self.desired.modules} if self.desired else {}
+            wanted = reconcile.wanted_digests(self.desired) if self.desired else {}
             for name in settled:
                 machine.forget_failed(name, wanted.get(name, ""))
             if self.desired:
@@ -281,7 +293,7 @@ class Brain:
 
     def _state_of(self, slot: Slot, record: Record, now: float) -> ModuleState:
         role = slot.role(record.digest)
-        troubled = role == "current" and self._machine.troubled(record, now)
+        troubled = role in ("current", "side") and self._machine.troubled(record, now)
         phase = lifecycle.phase(record.step, troubled=troubled)
         reason, message = record.reason, record.message
         if phase is ModulePhase.UNHEALTHY and not reason:

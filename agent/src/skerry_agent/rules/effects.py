@@ -96,7 +96,7 @@ class WorkerExited(_E, frozen=True):
     """
 
     digest: str
-    reason: str  # "signal 11", "exit 1", "hang", "memory"
+    reason: str  # "signal 11", "exit 1", "hang", "memory"; of a pipeline with " in step 'x'" behind
     restarting: bool = True
 
 
@@ -206,12 +206,14 @@ class Warm(_E, frozen=True):
 class SetRoutes(_E, frozen=True):
     """From now on requests to ``endpoint`` go to ``routes`` (digest by (module, version)); atomic, drops nothing.
 
-    Empty routes: the endpoint answers 503.
+    Empty routes: the endpoint answers 503. ``shadow`` versions score copies of the requests and never answer.
     """
 
     endpoint: str
     routes: tuple[Route, ...]
     digests: tuple[str, ...]
+    shadow: tuple[Route, ...] = ()
+    shadow_digests: tuple[str, ...] = ()
 
 
 class Unload(_E, frozen=True):

@@ -50,14 +50,15 @@ class Crashes:
     @property
     def code(self) -> str:
         """The reason code that the last exit stands for."""
-        return "run.hang" if self.last_reason == "hang" else "run.crash_loop"
+        return "run.hang" if self.last_reason.startswith("hang") else "run.crash_loop"
 
 
 class Soak:
     """One candidate under live traffic."""
 
-    def __init__(self, soak_s: float, settings: HealthSettings, now: float) -> None:
+    def __init__(self, soak_s: float, settings: HealthSettings, now: float, when: str = " during the soak") -> None:
         self._settings = settings
+        self._when = when
         self.started = now
         self.ends = now + max(soak_s, 0.0)
         self.requests = 0
@@ -81,7 +82,7 @@ class Soak:
         if self.requests >= limits.error_requests and self.errors > limits.error_rate * self.requests:
             share = 100 * self.errors / self.requests
             return (
-                f"it failed on {self.errors} of {self.requests} requests ({share:.1f} %) during the soak; "
+                f"it failed on {self.errors} of {self.requests} requests ({share:.1f} %){self._when}; "
                 f"the limit is {100 * limits.error_rate:g} %"
             )
         return ""

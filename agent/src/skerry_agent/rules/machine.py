@@ -7,23 +7,28 @@ documents and reports (:mod:`brain`), single objects (:mod:`fetch`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules import verify
 from skerry_agent.rules.lifecycle import SETTLED, TABLE, TERMINAL, Step, Undo
 from skerry_agent.rules.records import Record, Slot
-from skerry_agent.rules.steps import Steps
+from skerry_agent.rules.sides import Sides
+from skerry_agent.rules.versions import Live
 from skerry_modules.messages import DesiredModule, Severity
 
+_WATCHED: Final = 10
+"""A side version's errors are counted over at most so many times the requests from which on they are judged."""
 
-class Machine(Steps):
+
+class Machine(Sides):
     """All slots. Methods named for events take ``now`` last and append to ``out``."""
 
     # -- from outside: decisions
 
     def boot(self, now: float) -> None:
         """The slots were read back: whatever was under way begins again, the current versions first."""
-        for slot in self.slots.values():
+        for slot in sorted(self.slots.values(), key=lambda slot: slot.side):
             rolling = slot.record(slot.rolling)
             if rolling is not None:
                 self._end(slot, rolling, Step.FAILED, now)
@@ -57,9 +62,11 @@ class Machine(Steps):
         else:
             self._enter(slot, record, Step.WANT, now)
 
-    def start(self, wanted: DesiredModule, now: float) -> None:
-        """Make a version the candidate of its module (or try a failed current one again in its place)."""
-        slot = self.slots.setdefault(wanted.name, Slot(name=wanted.name))
+    def start(self, wanted: DesiredModule, now: float, *, name: str = "", side: bool = False) -> None:
+        """Make a version the candidate of its slot (or try a failed current one again in its place)."""
+        name = name or wanted.name
+        slot = self.slots.setdefault(name, Slot(name=name, side=side))
+        self._forget_elsewhere(slot, wanted.digest)
         record = slot.records.get(wanted.digest)
         if record is None:
             record = slot.records[wanted.digest] = Record.of(wanted)
@@ -77,9 +84,16 @@ class Machine(Steps):
             self.live(record.digest).started = False
             self._start_candidate(slot, now)
 
-    def keep(self, wanted: DesiredModule) -> None:
+    def _forget_elsewhere(self, slot: Slot, digest: str) -> None:
+        """A version is in one slot only: what ended in another one is over."""
+        for other in self.slots.values():
+            if other is not slot and digest in other.records and not other.role(digest):
+                del other.records[digest]
+                self._live.pop(digest, None)
+
+    def keep(self, wanted: DesiredModule, name: str = "") -> None:
         """The version has its place; a version that is being rolled back keeps its attempt, to be asked for again."""
-        slot = self.slots[wanted.name]
+        slot = self.slots[name or wanted.name]
         record = slot.records[wanted.digest]
         attempt = record.attempt if wanted.digest == slot.rolling else wanted.attempt
         record.adopt(wanted)
@@ -95,13 +109,22 @@ class Machine(Steps):
             record.step = Step.SERVE
             self._live.pop(digest, None)
             return
+        if self._goes_aside(record):
+            self._move_aside(slot, record, now)
+            return
         record.reason = "install.superseded"
         record.message = f"version {record.version} gave way to another before it was done"
         self._end(slot, record, Step.FAILED, now)
 
     def retire(self, name: str, now: float) -> None:
-        """Remove a module with all its versions."""
-        slot = self.slots.pop(name)
+        """Remove a module with all its versions, or a side version: what another slot has a use for goes there."""
+        slot = self.slots[name]
+        for record in list(slot.records.values()):
+            if not slot.side and slot.role(record.digest) and self._goes_aside(record):
+                self._move_aside(slot, record, now)
+            elif slot.side and self._is_fallback(record):
+                self._give_back(slot, record)
+        del self.slots[name]
         self.route()
         for record in slot.records.values():
             self._take_back(slot, record)
@@ -185,6 +208,18 @@ class Machine(Steps):
             problem = live.soak.failure()
             if problem:
                 self._fail(slot, record, "install.soak_failed", problem, now)
+        elif record.step is Step.SERVE and live.watch is not None:
+            self._watched(slot, record, live, event, now)
+
+    def _watched(self, slot: Slot, record: Record, live: Live, event: fx.Traffic, now: float) -> None:
+        """A side version has others to take its share: it may go for errors that a current one must serve on with."""
+        assert live.watch is not None
+        live.watch.traffic(event.requests, event.errors)
+        problem = live.watch.failure()
+        if problem:
+            self._fail(slot, record, "run.errors", problem, now)
+        elif live.watch.requests >= _WATCHED * self._settings.health.error_requests:
+            live.watch = self._new_watch(now)
 
     def postpone(self, seconds: float) -> None:
         """Nothing that was asked for could begin for so long: deadlines and soaks move on."""

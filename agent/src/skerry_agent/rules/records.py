@@ -73,9 +73,13 @@ class Slot(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The versions of one module, by role. A digest has at most one role; a failed version may have none.
 
     ``rolling`` is the version that failed in service and keeps the traffic until ``current`` can take it.
+
+    A version that endpoints want beside the module's current one has a slot to itself, named ``module:version`` with
+    ``side`` set: there it is current or candidate, and there is nothing to go back to. A digest is in one slot only.
     """
 
     name: str
+    side: bool = False
     current: str = ""
     last_good: str = ""
     candidate: str = ""
@@ -84,6 +88,8 @@ class Slot(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     def role(self, digest: str) -> str:
         """The role's name in reports."""
+        if self.side:
+            return "side" if digest in (self.current, self.candidate) else ""
         if digest in (self.current, self.rolling):
             return "current"
         if digest == self.candidate:

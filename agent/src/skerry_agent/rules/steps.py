@@ -17,9 +17,10 @@ from skerry_agent.rules import verify
 from skerry_agent.rules.fetch import Fetcher
 from skerry_agent.rules.health import Soak
 from skerry_agent.rules.lifecycle import SETTLED, TABLE, TERMINAL, Step, Undo, backoff, judge, retreat
+from skerry_agent.rules.reconcile import slot_name
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
-from skerry_agent.rules.versions import Live, Versions
+from skerry_agent.rules.versions import EXCLUSIVE, Live, Versions
 from skerry_modules.compatibility import DeviceFacts, environment_on, memory_mb, obstacles
 from skerry_modules.environments import key_of
 from skerry_modules.errors import SkerryError
@@ -102,6 +103,11 @@ class Steps(Versions):
 
     def _preflight(self, slot: Slot, record: Record, index: Index, data: dict[str, Any], now: float) -> tuple[str, str]:
         """Why it cannot run or does not fit here: (code, message), or empty strings."""
+        if slot.side and index.manifest.engine in EXCLUSIVE:
+            return "unschedulable.engine", (
+                f"cannot keep {record.name} {record.version} beside another version: the device of the engine "
+                f"{index.manifest.engine} holds one at a time"
+            )
         facts: DeviceFacts = data.get("facts") or DeviceFacts()
         others = sum(
             memory_mb(live.index.manifest)
@@ -115,20 +121,14 @@ class Steps(Versions):
             return found[0].code, f"cannot run {record.name} here: " + "; ".join(o.message for o in found)
         missing = sum(size for sha256, size in record.objects if sha256 not in self.fetcher.held)
         free = int(data.get("free_disk_mb", 0))
+        missing += self._to_build(index, facts, data)
         needed = -(-missing // 1_000_000) + self._settings.spare_disk_mb
         if missing and needed > free:
             return "resource.no_space", (
                 f"cannot fetch {record.name}: it needs {needed} MB with the reserve, {free} MB are free; free some disk"
             )
         return "", ""
-        missing += self._to_build(index, facts, data)
 
-    def _download(self, slot: Slot, record: Record, live: Live, now: float) -> None:
-        missing = [(sha256, size) for sha256, size in record.objects if sha256 not in self.fetcher.held]
-        if not missing:
-            self._enter(slot, record, Step.INSTALL, now)
-        elif self._let_go(slot, record, now):
-            self.out += self.fetcher.want(missing, now)
     def _to_build(self, index: Index, facts: DeviceFacts, data: dict[str, Any]) -> int:
         """Bytes that the version's environment will take, if it is not there yet."""
         lock = index.facts.environment
@@ -137,11 +137,19 @@ class Steps(Versions):
             return 0
         return target.installed
 
+    def _download(self, slot: Slot, record: Record, live: Live, now: float) -> None:
+        missing = [(sha256, size) for sha256, size in record.objects if sha256 not in self.fetcher.held]
+        if not missing:
+            self._enter(slot, record, Step.INSTALL, now)
+        elif self._let_go(slot, record, now):
+            self.out += self.fetcher.want(missing, now)
 
     def _let_go(self, slot: Slot, record: Record, now: float) -> bool:
         """The current version lacks something that only the network can bring: let the last-good one serve, and fetch
         this one as a candidate meanwhile. False where it cannot be one."""
         if record.digest != slot.current:
+            return True
+        if slot.side:  # nothing to go back to at the side, and nothing that waits: fetch it in its place
             return True
         if slot.candidate:
             record.reason = "package.digest_mismatch"
@@ -149,6 +157,7 @@ class Steps(Versions):
             self._end(slot, record, Step.FAILED, now)
             return False
         record.proven = False
+        self._reclaim(slot)
         slot.current, slot.last_good, slot.candidate = slot.last_good, "", record.digest
         fallback = slot.record(slot.current)
         if fallback is not None:
@@ -185,11 +194,18 @@ class Steps(Versions):
     def _serve(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         """Proven: it is the current version, the one before is kept as last-good, older ones go."""
         live.soak = None
+        if slot.side:
+            self._stand_by(slot, record, live, now)
+            return
         record.proven = record.good = True
         record.failures, record.boots, record.reason, record.message = {}, {}, "", ""
         before, older = slot.record(slot.current), slot.record(slot.last_good)
         slot.current = record.digest
         slot.candidate = "" if slot.candidate == record.digest else slot.candidate
+        if before is not None and before is not record and self._goes_aside(before):
+            slot.last_good = "" if older is record else slot.last_good
+            self._move_aside(slot, before, now)
+            before = older = None
         if before is not None and before is not record:
             keep = before.step not in TERMINAL
             slot.last_good = before.digest if keep else ""
@@ -213,6 +229,38 @@ class Steps(Versions):
             self._end(slot, rolling, Step.FAILED, now)
         self.settled.add(slot.name)
         self._start_candidate(slot, now)
+
+    def _stand_by(self, slot: Slot, record: Record, live: Live, now: float) -> None:
+        """Ready at the side: it may take its share. It proves nothing of a module's current version."""
+        record.failures, record.boots, record.reason, record.message = {}, {}, "", ""
+        slot.current, slot.candidate = record.digest, ""
+        live.watch = self._new_watch(now)
+        self.route()
+        self.emit(Severity.INFO, "module.serving", f"version {record.version} is ready beside the current one", record)
+        self.settled.add(slot.name)
+
+    def _move_aside(self, slot: Slot, record: Record, now: float) -> None:
+        """A version of ``slot`` gets a slot of its own; one that is not loaded is brought up there."""
+        digest, live = record.digest, self.live(record.digest)
+        wanted = self.aside[digest]
+        del slot.records[digest]
+        for role in ("current", "last_good", "candidate", "rolling"):
+            if getattr(slot, role) == digest:
+                setattr(slot, role, "")
+        record.adopt(wanted)
+        name = slot_name(wanted, side=True)
+        side = self.slots[name] = Slot(name=name, side=True, records={digest: record})
+        if record.step is Step.SERVE and live.loaded:
+            side.current, live.watch = digest, self._new_watch(now)
+        elif record.step is Step.SERVE or not live.started:
+            side.candidate, live.started = digest, False
+            self._start_candidate(side, now)
+        else:  # on its way, in the middle of a step
+            side.candidate = digest
+        self.route()
+
+    def _new_watch(self, now: float) -> Soak:
+        return Soak(0.0, self._settings.health, now, when="")
 
     # -- failures
 
@@ -248,11 +296,16 @@ class Steps(Versions):
 
     def _roll_back(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         """It had the traffic. A soaking candidate gives it back at once; a current version once last-good is ready."""
-        if record.digest == slot.current and not slot.last_good:
+        if record.digest == slot.current and not slot.last_good and not slot.side:
+            self._reclaim(slot)
+        if record.digest == slot.current and not slot.last_good and not slot.side:
+            self._limp(slot, record, live, now)
+            return
+        if slot.side and not live.loaded and not live.crashes.looping(now):
             self._limp(slot, record, live, now)
             return
         self._mark(record, Step.ROLLBACK, now)
-        if record.digest != slot.current:
+        if record.digest != slot.current or slot.side:
             self._end(slot, record, Step.FAILED, now)
             return
         self.emit(Severity.ERROR, record.reason, f"rolling back: {record.message}", record)
@@ -269,7 +322,7 @@ class Steps(Versions):
 
     def _limp(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         """Nothing to go back to: serve on as well as it goes, and load again if the worker is gone."""
-        message = f"{record.message}; there is no version to go back to"
+        message = f"{record.message}; " + ("it is loaded again" if slot.side else "there is no version to go back to")
         self.emit_crash(Severity.ERROR, record.reason, message, record, now)
         if not live.loaded:
             tries = record.failures.get(Step.SERVE, 1)
@@ -282,12 +335,14 @@ class Steps(Versions):
         digest, live = record.digest, self.live(record.digest)
         was_current = slot.current == digest
         was, record.proven = record.step, False
-        live.soak = live.due = live.wake = None
+        live.soak = live.watch = live.due = live.wake = None
         live.started = False
         slot.candidate = "" if slot.candidate == digest else slot.candidate
         slot.rolling = "" if slot.rolling == digest else slot.rolling
         slot.last_good = "" if slot.last_good == digest else slot.last_good
-        revive = was_current and not slot.last_good and record.good
+        if was_current:
+            self._reclaim(slot)
+        revive = was_current and not slot.last_good and record.good and not slot.side
         self._take_back(slot, record, was=was, keep=Undo.REMOVE_FOLDER if revive else None)
         if not revive:  # also what an earlier start of the agent had laid out
             self.out.append(fx.Remove(digest))
@@ -306,6 +361,7 @@ class Steps(Versions):
         rolling = slot.record(slot.rolling)
         if rolling is not None and was_current:
             self._end(slot, rolling, Step.FAILED, now)
+        self.route()  # a split waits for it no more
         self.settled.add(slot.name)
         self._start_candidate(slot, now)
 

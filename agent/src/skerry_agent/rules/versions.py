@@ -6,6 +6,7 @@ The base of :mod:`steps` (how a version moves) and :mod:`machine` (what moves it
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules import reconcile, routes
@@ -15,14 +16,29 @@ from skerry_agent.rules.lifecycle import TERMINAL, Step, Undo, undo
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
 from skerry_modules.index import Index
-from skerry_modules.messages import Endpoint, Severity
+from skerry_modules.messages import DesiredModule, Endpoint, Severity
 from skerry_modules.messages import Event as EventBody
+
+EXCLUSIVE: Final = frozenset(("pynq",))
+"""Engines whose device holds one version at a time: nothing can be kept loaded beside it."""
 
 
 class Live:
     """What is known of a version only while the agent runs."""
 
-    __slots__ = ("crashes", "due", "erring_until", "index", "loaded", "running", "soak", "started", "told_at", "wake")
+    __slots__ = (
+        "crashes",
+        "due",
+        "erring_until",
+        "index",
+        "loaded",
+        "running",
+        "soak",
+        "started",
+        "told_at",
+        "wake",
+        "watch",
+    )
 
     def __init__(self, settings: BrainSettings) -> None:
         self.running = ""  # the slow effect that is under way
@@ -33,6 +49,7 @@ class Live:
         self.loaded = False
         self.index: Index | None = None
         self.soak: Soak | None = None
+        self.watch: Soak | None = None  # of a side version: it may fail at any time without harm
         self.crashes = Crashes(settings.health)
         self.erring_until: float | None = None  # errors of late count for as long as a crash does
 
@@ -45,6 +62,7 @@ class Versions:
         self.out: list[fx.Effect] = []
         self.fetcher = fetcher
         self.endpoints: tuple[Endpoint, ...] = ()
+        self.aside: dict[str, DesiredModule] = {}  # by digest: wanted loaded beside the current versions
         self.settled: set[str] = set()  # modules of which a version ended: to be held against the document again
         self.wall: Callable[[float], int] = lambda now: int(now * 1000)
         self.on_step: Callable[[Record, Step], None] = lambda record, step: None
@@ -100,7 +118,10 @@ class Versions:
     # -- keeping up
 
     def forget_failed(self, name: str, wanted: str) -> None:
-        """Drop the records of versions that ended and are not wanted any more."""
+        """Drop the records of versions that ended and are not wanted any more.
+
+        One that is wanted at the side says there that it failed: it is not tried again for having changed its place.
+        """
         slot = self.slots.get(name)
         if slot is None:
             return
@@ -108,6 +129,10 @@ class Versions:
             if record.step in TERMINAL and not slot.role(digest) and digest != wanted:
                 del slot.records[digest]
                 self._live.pop(digest, None)
+                if digest in self.aside and not slot.side:
+                    record.adopt(self.aside[digest])
+                    key = reconcile.slot_name(self.aside[digest], side=True)
+                    self.slots[key] = Slot(name=key, side=True, records={digest: record})
 
     def collect(self, now: float) -> None:
         """Remove what no version needs any more: downloads, objects."""
@@ -125,6 +150,27 @@ class Versions:
                 self.out.append(fx.Remove("", tuple(rest)))
                 self.fetcher.held.difference_update(rest)
                 self.fetcher.partial.difference_update(rest)
+
+    def _goes_aside(self, record: Record) -> bool:
+        """Whether a version that gives up its place is wanted loaded all the same."""
+        index = self.live(record.digest).index
+        alone = index is not None and index.manifest.engine in EXCLUSIVE
+        return record.digest in self.aside and record.step not in TERMINAL and not alone
+
+    def _reclaim(self, slot: Slot) -> None:
+        """A module that needs a version to go back to takes its own from the side, loaded as it is."""
+        if slot.side or slot.last_good:
+            return
+        for side in list(self.slots.values()):
+            record = side.record(side.current)
+            if not side.side or record is None or record.name != slot.name or not record.good:
+                continue
+            if record.step is Step.SERVE and record.digest not in slot.records:
+                del self.slots[side.name]
+                self.live(record.digest).watch = None
+                slot.records[record.digest] = record
+                slot.last_good = record.digest
+                return
 
     def route(self) -> None:
         """Bring the routes up to date."""
@@ -163,7 +209,7 @@ class Versions:
 
     def _unload(self, record: Record) -> None:
         live = self.live(record.digest)
-        live.loaded, live.running, live.soak = False, "", None
+        live.loaded, live.running, live.soak, live.watch = False, "", None, None
         self.route()
         self.out.append(fx.Unload(record.digest))
 

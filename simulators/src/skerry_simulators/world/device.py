@@ -70,6 +70,7 @@ class Device:
         self.loaded: set[str] = set()
         self.died: set[str] = set()  # by themselves: the brain may not know yet
         self.routes: dict[str, tuple[str, ...]] = {}
+        self.splits: dict[str, fx.SetRoutes] = {}
         self.boots = 0
         self._queue: deque[fx.Event] = deque()
         self._handling = False
@@ -114,6 +115,7 @@ class Device:
         self.connected = False
         self.loaded.clear()
         self.routes.clear()
+        self.splits.clear()
         self._queue.clear()
         self._running.clear()
         self._tick_at = self._spool_at = None
@@ -269,7 +271,8 @@ class Device:
             case fx.SetRoutes(endpoint, _, digests):
                 self.world.truth.routed(self, effect)
                 self.routes[endpoint] = digests
-                self._live_faults(digests)
+                self.splits[endpoint] = effect
+                self._live_faults((*digests, *effect.shadow_digests))
             case fx.Unload(digest):
                 self._running.pop(digest, None)
                 self.loaded.discard(digest)
@@ -365,13 +368,16 @@ class Device:
                 self.world.clock.after(self.rng.uniform(0.5, 3), self._misbehave, self.boots, digest, behaviour)
 
     def _misbehave(self, boot: int, digest: str, behaviour: Behaviour) -> None:
-        if self.brain is None or boot != self.boots or not any(digest in routed for routed in self.routes.values()):
+        if self.brain is None or boot != self.boots or not self._has_traffic(digest):
             return
         if behaviour is Behaviour.SOAK_CRASHES:
             self.feed(fx.WorkerExited(digest, "signal 11", restarting=True))
         else:
             self.feed(fx.Traffic(digest, 30, 9))
         self.world.clock.after(self.rng.uniform(0.5, 3), self._misbehave, boot, digest, behaviour)
+
+    def _has_traffic(self, digest: str) -> bool:
+        return any(digest in split.digests or digest in split.shadow_digests for split in self.splits.values())
 
     def worker_crash(self) -> None:
         """A healthy version's worker dies once, by bad luck."""

@@ -16,7 +16,7 @@ from skerry_hub.rules import rollout as rules
 from skerry_hub.rules.delivery import Planner
 from skerry_hub.rules.rollout import Assign, DeviceProgress, DeviceReport, Plan, Rollout, RolloutState
 from skerry_modules import messages, trust
-from skerry_modules.messages import Ack, Desired, Hello, ModuleState, Signed, Up, Want
+from skerry_modules.messages import Ack, Desired, Endpoint, Hello, ModuleState, Route, Signed, Up, Want
 from skerry_simulators.world import modules
 from skerry_simulators.world.modules import Module
 
@@ -35,6 +35,13 @@ class Assignment(msgspec.Struct, frozen=True):
     rollout: int
 
 
+class EndpointRow(msgspec.Struct, frozen=True):
+    """An endpoint on all devices; ``attempt`` rises with each change."""
+
+    endpoint: Endpoint
+    attempt: int
+
+
 class Database:
     """What a crash leaves."""
 
@@ -49,6 +56,7 @@ class Database:
         self.seen: dict[str, int] = {}
         self.samples: list[str] = []
         self.rollouts: dict[int, Rollout] = {}
+        self.endpoints: dict[str, EndpointRow] = {}
 
 
 class Hub:
@@ -283,13 +291,57 @@ class Hub:
             self._world.note("hub", f"unassigns {module} on {device}")
             self.publish_desired(device)
 
+    # -- endpoints
+
+    def set_endpoint(self, name: str, routes: tuple[Route, ...], shadow: tuple[Route, ...] = ()) -> None:
+        """What an operator does: a new split on all devices, no versions at all to delete it."""
+        if self.up:
+            self._guarded(self._life, self._set_endpoint, name, routes, shadow)
+
+    def _set_endpoint(self, name: str, routes: tuple[Route, ...], shadow: tuple[Route, ...]) -> None:
+        self._may_die()
+        row = self.db.endpoints.pop(name, None)
+        if routes:
+            before = row.endpoint.routes if row else ()
+            made = Endpoint(name=name, routes=routes, shadow=shadow, before=before)
+            self.db.endpoints[name] = EndpointRow(made, (row.attempt if row else self._ms) + 1)
+        shares = ", ".join(f"{r.module}@{r.version} {r.percent:g} %" for r in routes) or "deleted"
+        shadows = ", ".join(f"{r.module}@{r.version}" for r in shadow)
+        self._world.note("hub", f"endpoint {name}: {shares}{f'; in shadow {shadows}' if shadows else ''}")
+        for device in self._world.devices:
+            self._issue(device, self.db.revision.get(device, 0) + 1)
+        self._may_die()
+        for device in self._world.devices:
+            self.publish_desired(device)
+
+    def sides(self, device: str) -> dict[tuple[str, int], int]:
+        """(module, version) → attempt of the versions that endpoints want on a device beside its assigned ones."""
+        found: dict[tuple[str, int], int] = {}
+        for row in self.db.endpoints.values():
+            for route in (*row.endpoint.routes, *row.endpoint.shadow, *row.endpoint.before):
+                key = (route.module, route.version)
+                found[key] = max(found.get(key, 0), row.attempt)
+        own = {(name, row.version) for (owner, name), row in self.db.assignments.items() if owner == device}
+        return {key: attempt for key, attempt in found.items() if key not in own}
+
     def _issue(self, device: str, revision: int) -> None:
         wanted = []
         for (owner, name), row in sorted(self.db.assignments.items()):
             if owner == device:
                 module = self._world.modules[name, row.version]
                 wanted.append(module.wanted(soak_s=row.soak_s, attempt=row.attempt))
-        payload = messages.encode(Desired(device=device, revision=revision, issued_at=self._ms, modules=tuple(wanted)))
+        sides = tuple(
+            self._world.modules[key].wanted(attempt=attempt) for key, attempt in sorted(self.sides(device).items())
+        )
+        desired = Desired(
+            device=device,
+            revision=revision,
+            issued_at=self._ms,
+            modules=tuple(wanted),
+            endpoints=tuple(row.endpoint for _, row in sorted(self.db.endpoints.items())),
+            sides=sides,
+        )
+        payload = messages.encode(desired)
         signature = modules.HUB.sign(trust.DESIRED_TYPE, payload)
         document = messages.encode(Signed(1, payload, (signature,)))
         self.db.revision[device] = revision

@@ -18,6 +18,7 @@ from skerry_agent.rules.lifecycle import SETTLED, TERMINAL, Step
 from skerry_agent.rules.records import Record
 from skerry_hub.rules.rollout import ACTIVE, RolloutState
 from skerry_modules.errors import CODES
+from skerry_modules.messages import Endpoint
 from skerry_simulators.world.modules import BAD, UNTRUSTED, Behaviour
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ class Truth:
     # -- while it runs
 
     def routed(self, device: Device, effect: SetRoutes) -> None:
-        for digest in effect.digests:
+        if set(effect.digests) & set(effect.shadow_digests):
+            raise Violation(f"{device.id} compares a version of {effect.endpoint} with itself")
+        if effect.routes and abs(sum(route.percent for route in effect.routes) - 100) > 1e-6:
+            raise Violation(f"{device.id} splits {effect.endpoint} into shares that are not a whole")
+        for digest in (*effect.digests, *effect.shadow_digests):
             module = self._world.library.get(digest)
             if module is None or module.behaviour in UNTRUSTED:
                 raise Violation(f"{device.id} serves {digest[:12]}, which no trusted publisher signed")
@@ -62,7 +67,8 @@ class Truth:
 
     def stepped(self, device: Device, record: Record, step: Step) -> None:
         self._world.note(device.id, f"{record.name}@{record.version} {step} {record.reason}")
-        if step is Step.SERVE:
+        found = device.brain.machine.find(record.digest) if device.brain else None
+        if step is Step.SERVE and found is not None and not found[0].side:
             module = self._world.library[record.digest]
             if module.behaviour in BAD:
                 raise Violation(f"{device.id} holds {module.name}@{module.version} for proven: {module.behaviour}")
@@ -105,6 +111,9 @@ class Truth:
                 for record in slot.records.values():
                     if record.step not in SETTLED:
                         return f"{device.id} {record.name}@{record.version} is at {record.step}: {record.message}"
+            for digest in [one for split in device.splits.values() for one in (*split.digests, *split.shadow_digests)]:
+                if self._world.library[digest].behaviour in BAD:
+                    return f"{device.id} gives requests to a bad version, which has not shown its fault yet"
             if device.brain.waits_for_disk:
                 return f"{device.id} cannot save"
             if device.policy.records:
@@ -124,24 +133,67 @@ class Truth:
         assert device.brain is not None
         wanted = self._world.hub.wanted(device.id)
         slots = device.brain.slots
-        if set(slots) != set(wanted):
-            raise Violation(f"{device.id} has {sorted(slots)}, desired are {sorted(wanted)}")
+        self._final_slots(device, set(wanted))
         needed: set[str] = set()
-        for name, module in wanted.items():
-            slot = slots[name]
+        for name, slot in slots.items():
             for record in slot.records.values():
                 needed.add(record.digest)
                 needed.update(sha256 for sha256, _ in record.objects)
                 if record.step in TERMINAL and record.reason not in CODES:
                     raise Violation(f"{device.id} {name}@{record.version} ended without a reason: {record.reason!r}")
-            serving = device.routes.get(name, ())
-            self._final_serving(device, name, module.digest, serving)
+        for name, module in wanted.items():
+            self._final_serving(device, name, module.digest, device.routes.get(name, ()))
+        for row in self._world.hub.db.endpoints.values():
+            self._final_endpoint(device, row.endpoint)
         for sha256 in sorted(set(device.complete) | set(device.parts)):
             if sha256 not in needed:
                 raise Violation(f"{device.id} keeps {sha256[:12]}, which nothing needs")
         for digest in device.installed:
             if not any(digest in slot.records for slot in slots.values()):
                 raise Violation(f"{device.id} keeps the folder of {digest[:12]}")
+
+    def _final_slots(self, device: Device, wanted: set[str]) -> None:
+        """Each module that is desired, each side version in a slot of its own or in its module's; nothing else."""
+        assert device.brain is not None
+        slots = device.brain.slots
+        sides = {f"{name}:{version}": (name, version) for name, version in self._world.hub.sides(device.id)}
+        if set(slots) - set(sides) != wanted:
+            raise Violation(f"{device.id} has {sorted(slots)}, desired are {sorted(wanted)} and {sorted(sides)}")
+        for key, (name, version) in sides.items():
+            digest = self._world.modules[name, version].digest
+            if key not in slots and not (name in slots and slots[name].role(digest)):
+                raise Violation(f"{device.id} has no {name}@{version}, which an endpoint wants")
+            found = device.brain.machine.find(digest)
+            if found is not None and found[1].step not in TERMINAL and digest not in device.loaded:
+                raise Violation(f"{device.id} has not loaded {name}@{version}, which an endpoint wants")
+        digests = [digest for slot in slots.values() for digest in slot.records]
+        if len(digests) != len(set(digests)):
+            raise Violation(f"{device.id} has a version in two slots")
+
+    def _final_endpoint(self, device: Device, endpoint: Endpoint) -> None:
+        """The split is what was asked for, over the versions that did not end; a bad one is never in it."""
+        assert device.brain is not None
+        split = device.splits.get(endpoint.name, SetRoutes(endpoint.name, (), ()))
+        ready = {
+            (record.name, record.version)
+            for slot in device.brain.slots.values()
+            for record in slot.records.values()
+            if record.step is Step.SERVE and record.digest == slot.current and record.digest in device.loaded
+        }
+        for digest in (*split.digests, *split.shadow_digests):
+            if self._world.library[digest].behaviour in BAD:
+                raise Violation(f"{device.id} has a bad version behind {endpoint.name}, at rest")
+        wanted = {(r.module, r.version): r.percent for r in endpoint.routes if (r.module, r.version) in ready}
+        shares = {(r.module, r.version): r.percent for r in split.routes}
+        whole = sum(wanted.values())
+        expected = {key: 100 * share / whole for key, share in wanted.items()}
+        if wanted and (set(shares) != set(expected) or any(abs(shares[k] - expected[k]) > 1e-6 for k in shares)):
+            raise Violation(f"{device.id} splits {endpoint.name} as {shares}, desired is {expected}")
+        if not shares and any((r.module, r.version) in ready for r in endpoint.before):
+            raise Violation(f"{device.id} answers nothing for {endpoint.name}, though the versions before are ready")
+        shadows = {(r.module, r.version) for r in endpoint.shadow} & ready - set(shares) if shares else set()
+        if {(r.module, r.version) for r in split.shadow} != shadows:
+            raise Violation(f"{device.id} has other shadows behind {endpoint.name} than are desired and ready")
 
     def _final_serving(self, device: Device, name: str, desired: str, serving: tuple[str, ...]) -> None:
         assert device.brain is not None

@@ -14,7 +14,7 @@ import msgspec
 from skerry_agent.rules.settings import BrainSettings
 from skerry_hub.rules.rollout import Plan, Wave
 from skerry_modules import messages, trust
-from skerry_modules.messages import Desired, Signed
+from skerry_modules.messages import Desired, Route, Signed
 from skerry_simulators.world import faults as faulting
 from skerry_simulators.world import modules
 from skerry_simulators.world.clock import Clock
@@ -118,12 +118,32 @@ class World:
                 at += rng.uniform(40, 200)
             if rng.random() < 0.15:
                 self.clock.at(rng.uniform(200, TROUBLE_S), self.hub.unassign, rng.choice(sorted(self.devices)), name)
+        if rng.random() < 0.5:
+            self._write_endpoints()
         for verb in ("pause", "resume", "abort"):
             if rng.random() < 0.2:
                 self.clock.at(rng.uniform(20, TROUBLE_S), self.hub.operate, verb)
         for device in self.devices.values():
             self.clock.at(rng.uniform(0, 5), device.power_on)
             self._repeat(20.0, device.sample)
+
+    def _write_endpoints(self) -> None:
+        """An endpoint that changes now and then: splits and shadows of versions good and bad, rolled out or not."""
+        rng = self.rng
+        for version in range(11, 11 + rng.choice((1, 2, 3))):
+            self._register("m", version, rng.choice(sorted(BAD)) if rng.random() < 0.5 else Behaviour.GOOD)
+        known = sorted(key for key in self.modules if key[0] == "m")
+        for name in ("e", "f")[: rng.choice((1, 1, 2))]:
+            at = rng.uniform(5, 150)
+            for _ in range(rng.choice((1, 2, 3, 4))):
+                chosen = rng.sample(known, min(len(known), rng.choice((1, 2, 2, 3, 4))))
+                shadow = [Route(module=m, version=v) for m, v in chosen[1:] if rng.random() < 0.4]
+                shadowed = {(route.module, route.version) for route in shadow}
+                live = [key for key in chosen if key not in shadowed]
+                routes = tuple(Route(module=m, version=v, percent=100 / len(live)) for m, v in live)
+                deleted = rng.random() < 0.1
+                self.clock.at(at, self.hub.set_endpoint, name, () if deleted else routes, tuple(shadow))
+                at += rng.uniform(1, 150)
 
     def _plan_rollout(self, at: float, module: Module) -> None:
         plan = Plan(
