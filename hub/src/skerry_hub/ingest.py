@@ -291,6 +291,8 @@ class Ingest:
             nudges.add("events")
         if batch.samples:
             nudges.add("samples")
+        if batch.results:
+            nudges.add("models")  # a version's page shows what was measured
         if nudges:
             self._bus.publish(*nudges)
 

@@ -22,6 +22,7 @@ from skerry_modules import messages
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.histogram import LOG2_EDGES
 from skerry_modules.manifest import is_name
+from skerry_modules.measurement import ModuleProfile, from_builtins
 
 MAX_EPOCH_BYTES: Final = 32
 _STRANGER: Final = "cannot take messages of a device that is not registered: register it first"
@@ -72,6 +73,15 @@ class Patch(msgspec.Struct):
     seen_at: int | None = None
 
 
+class Answered(NamedTuple):
+    """What a device said of a command; ``profile`` where it ended in one."""
+
+    device: str
+    result: messages.Result
+    profile: ModuleProfile | None
+    at: int
+
+
 class _Lane:
     """One stream of one spool within a batch."""
 
@@ -98,6 +108,7 @@ class Batch:
         self.health: list[tuple[Any, ...]] = []
         self.events: list[tuple[Any, ...]] = []
         self.samples: list[tuple[Any, ...]] = []
+        self.results: list[Answered] = []
         self.states: dict[str, tuple[messages.State, int]] = {}
         self.patches: dict[str, Patch] = {}
         self.hellos: dict[str, messages.Hello] = {}
@@ -236,8 +247,21 @@ class Batch:
         self._add_event(item, at, body.severity, subject, body.data)
 
     def _result(self, item: Item, at: int, _raw: msgspec.Raw, body: messages.Result) -> None:
+        if body.progress < 1:
+            self.results.append(Answered(item.device, body, None, item.received_at))
+            return
+        profile = None
+        if body.name == "profile" and body.ok:
+            try:
+                profile = from_builtins(body.data)
+            except PeerError as error:
+                body = messages.Result(
+                    command=body.command, name=body.name, ok=False, code=error.code, message=error.message
+                )
+        self.results.append(Answered(item.device, body, profile, item.received_at))
         severity = messages.Severity.INFO if body.ok else messages.Severity.ERROR
-        data = {"command": body.command, "ok": body.ok, **body.data}
+        # A profile is long and has a table of its own.
+        data = {"command": body.command, "ok": body.ok, **({} if profile else body.data)}
         subject = ((body.code or "command.done")[:200], body.message[:MAX_TEXT], "", 0)
         self._add_event(item, at, severity, subject, data)
 

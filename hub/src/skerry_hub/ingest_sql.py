@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection
 
-from skerry_hub.ingest_rows import Batch, Patch
-from skerry_modules import messages
+from skerry_hub.ingest_rows import Answered, Batch, Patch
+from skerry_modules import measurement, messages
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "telemetry": (
@@ -92,6 +93,7 @@ class Writer:
         # An id that is there already is the same sample sent again under a new spool: the first one stays.
         self._many(self._insert("sample") + " ON CONFLICT (id) DO NOTHING", batch.samples)
         self._states(batch)
+        self._results(batch.results)
         self._patches(batch)
         marks = [(*key, *values) for key, values in batch.marks.items()]
         self._many(self._upsert("stream_mark"), marks)
@@ -108,6 +110,32 @@ class Writer:
             for module in state.modules:
                 rows[device, module.name, module.version] = _module_row(device, module, at)
         self._many(self._upsert("device_module"), list(rows.values()))
+
+    def _results(self, results: Sequence[Answered]) -> None:
+        """How commands go and ended. The hub's own end for want of an answer gives way to a late answer."""
+        sign = self._sign
+        changes = ", ".join(f"{name} = {sign}" for name in _ANSWER)
+        self._many(
+            f"UPDATE command SET {changes} WHERE id = {sign} AND device = {sign}"  # noqa: S608 - names are ours
+            " AND (ended_at = 0 OR code = 'command.no_answer')",
+            [(*_answer(one), one.result.command, one.device) for one in results],
+        )
+        # Which version it is, is what the hub asked for; that its files were those, the digest says.
+        self._many(
+            "INSERT INTO module_profile (name, version, device, profile, simulated, memory_mb, body, measured_by, at)"  # noqa: S608
+            f" SELECT c.module, c.version, c.device, d.profile, {sign}, {sign}, {sign}, c.created_by, {sign}"
+            " FROM command c JOIN device d ON d.id = c.device"
+            " JOIN model_version v ON v.name = c.module AND v.version = c.version"
+            f" WHERE c.id = {sign} AND c.device = {sign} AND c.name = 'profile' AND v.digest = {sign}"
+            " ON CONFLICT (name, version, device, profile) DO UPDATE SET simulated = excluded.simulated,"
+            " memory_mb = excluded.memory_mb, body = excluded.body, measured_by = excluded.measured_by,"
+            " at = excluded.at",
+            [
+                (*_profile(one.profile, one.at), one.result.command, one.device, one.profile.digest)
+                for one in results
+                if one.profile is not None
+            ],
+        )
 
     def _patches(self, batch: Batch) -> None:
         sign = self._sign
@@ -151,6 +179,22 @@ class Writer:
         keys = _KEYS[table]
         changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[table] if name not in keys)
         return f"{self._insert(table)} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
+
+
+_ANSWER: Final = ("state", "progress", "code", "message", "data", "updated_at", "ended_at")
+
+
+def _answer(one: Answered) -> tuple[Any, ...]:
+    result = one.result
+    ended = result.progress >= 1
+    state = ("done" if result.ok else "failed") if ended else "running"
+    data = "{}" if one.profile or not ended else msgspec.json.encode(result.data).decode()
+    progress = 1.0 if ended else max(0.0, result.progress)
+    return state, progress, result.code[:200], result.message[:4096], data, one.at, one.at if ended else 0
+
+
+def _profile(profile: measurement.ModuleProfile, at: int) -> tuple[Any, ...]:
+    return profile.simulated, profile.memory_mb, msgspec.json.encode(profile).decode(), at
 
 
 def _module_row(device: str, module: messages.ModuleState, at: int) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from skerry_hub.tables import (
     DeviceModule,
     Model,
     ModelVersion,
+    ModuleProfileRow,
     Rollout,
     RolloutDevice,
     VersionFile,
@@ -240,7 +241,7 @@ def delete_version(session: Session, name: str, version: int, *, actor: str, now
             **{role.replace("-", "_"): names for role, names in found.items()},
         )
     key = {"name": name, "version": version}
-    for table in (VersionFile, VersionTag, ModelVersion):
+    for table in (VersionFile, VersionTag, ModuleProfileRow, ModelVersion):
         session.exec(delete(table).where(*(col(getattr(table, field)) == value for field, value in key.items())))
     audit.record(session, actor=actor, action="version.delete", subject=f"{name}:{version}", now=now, reason=reason)
 

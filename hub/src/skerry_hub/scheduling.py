@@ -5,11 +5,12 @@ The rule is :func:`skerry_modules.compatibility.obstacles`; this module only gat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlmodel import Session, col, select
 
+from skerry_hub.profiling import Measured
 from skerry_hub.tables import Assignment, Device, ModelVersion
 from skerry_modules import compatibility, profiles
 from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle
@@ -20,17 +21,29 @@ def obstacles_of(session: Session, devices: Sequence[Device], version: ModelVers
     """For each device id, every reason why ``version`` cannot run there; an empty list where it can."""
     manifest = msgspec.json.decode(version.manifest, type=Manifest)
     model = msgspec.json.decode(version.facts, type=ModelFacts)
-    in_use = _memory_in_use(session, version.name)
+    wanted = _others(session, version.name)
+    measured = Measured(session, {(version.name, version.version), *((name, number) for _, name, number in wanted)})
+    in_use = _memory_in_use(session, wanted, measured, {device.id: device for device in devices})
     found = {}
     for device in devices:
         facts = msgspec.json.decode(device.facts, type=DeviceFacts)
         facts = msgspec.structs.replace(facts, memory_in_use_mb=in_use.get(device.id, 0))
-        found[device.id] = compatibility.obstacles(manifest, model, profiles.get(device.profile), facts)
+        known = needing(manifest, measured.memory_mb(version.name, version.version, device))
+        found[device.id] = compatibility.obstacles(known, model, profiles.get(device.profile), facts)
     return found
 
 
-def _memory_in_use(session: Session, except_module: str) -> dict[str, int]:
-    """Megabytes that other wanted modules declare, by device: they stay, so the new one must fit beside them."""
+def needing(manifest: Manifest, memory_mb: int) -> Manifest:
+    """The manifest with the memory that was measured in place of the declared one; 0: nobody measured."""
+    if not memory_mb:
+        return manifest
+    return msgspec.structs.replace(
+        manifest, resources=msgspec.structs.replace(manifest.resources, memory_mb=memory_mb)
+    )
+
+
+def _others(session: Session, except_module: str) -> list[tuple[str, str, int]]:
+    """(device, module, version) of what is wanted besides."""
     statement = (
         select(Assignment.device, ModelVersion.name, ModelVersion.version)
         .join(
@@ -39,11 +52,22 @@ def _memory_in_use(session: Session, except_module: str) -> dict[str, int]:
         )
         .where(col(Assignment.module) != except_module)
     )
+    return [(device, name, number) for device, name, number in session.exec(statement)]
+
+
+def _memory_in_use(
+    session: Session, wanted: Sequence[tuple[str, str, int]], measured: Measured, devices: Mapping[str, Device]
+) -> dict[str, int]:
+    """Megabytes of other wanted modules, measured or declared, by device: they stay, so the new one must fit beside."""
     needs: dict[tuple[str, int], int] = {}
     used: dict[str, int] = {}
-    for device, name, number in session.exec(statement):
+    for device, name, number in wanted:
+        if device not in devices:
+            continue
         if (name, number) not in needs:
             row = session.get(ModelVersion, (name, number))
             needs[name, number] = msgspec.json.decode(row.manifest, type=Manifest).resources.memory_mb if row else 0
-        used[device] = used.get(device, 0) + needs[name, number]
+        used[device] = used.get(device, 0) + (
+            measured.memory_mb(name, number, devices[device]) or needs[name, number]
+        )
     return used

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import bindparam, text
 
-from skerry_hub import samples
+from skerry_hub import commands, samples
 from skerry_hub.broker import Broker
 from skerry_hub.clock import now_ms
 from skerry_hub.delivery import Delivery, Rights
@@ -49,6 +49,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, kw_only=True):
     events_days: float = 90.0
     offline_s: float = 300.0  # a device that said nothing for so long counts as offline
     remind_s: float = 30.0  # how often connected devices with an old revision get their document again
+    commands_s: float = 2.0  # how often commands without an answer are looked for
     prune_s: float = 600.0
     prune_rows: int = 5000  # rows deleted in one transaction: other writers must not wait long
     compact_s: float = 60.0
@@ -120,6 +121,10 @@ class Streaming:
             self._due.update(device_ids)
         self._wake.set()
 
+    def send_command(self, device: str, command: messages.Command) -> bool:
+        """Tell a device to do something once; False where it could not be handed to the broker."""
+        return self._publish(topics.down(device, "command"), messages.encode(command))
+
     # -- in the link's thread: only hand over -------------------------------------------------------------------------
 
     def _route(self, topic: str, payload: bytes, _retained: bool) -> None:
@@ -166,6 +171,7 @@ class Streaming:
         jobs: list[tuple[float, Callable[[], object]]] = [
             (self.settings.remind_s, self._remind),
             (min(30.0, self.settings.offline_s), self._sweep_offline),
+            (self.settings.commands_s, self._end_commands),
             (self.settings.prune_s, self.prune),
             (self.settings.compact_s, lambda: self.compact(due_only=True)),
         ]
@@ -244,6 +250,10 @@ class Streaming:
         if found.rowcount:
             self._bus.publish("fleet")
 
+    def _end_commands(self) -> None:
+        if commands.end_unanswered(self._db, now=now_ms()):
+            self._bus.publish("models")
+
     def prune(self) -> int:
         """Delete rows past their time, in small transactions; returns how many."""
         settings = self.settings
@@ -251,6 +261,7 @@ class Streaming:
             ("telemetry", "end_ms", settings.telemetry_days),
             ("health", "at", settings.health_days),
             ("event", "received_at", settings.events_days),
+            ("command", "created_at", settings.events_days),
         ]
         total = 0
         for table, column, days in ages:

@@ -262,6 +262,49 @@ class Audit(SQLModel, table=True):
     __table_args__ = (Index("audit_by_time", "at"), Index("audit_by_subject", "subject"))
 
 
+class CommandRow(SQLModel, table=True):
+    """Something a device was told to do once, and how it ended; ``state`` is one of ``commands.CommandState``."""
+
+    __tablename__ = "command"
+    id: str = Field(primary_key=True)
+    device: str
+    name: str
+    module: str = ""
+    version: int = 0
+    arguments: str = "{}"  # JSON
+    state: str
+    progress: float = 0.0
+    code: str = ""
+    message: str = ""
+    data: str = "{}"  # JSON of the result's data, where it has no table of its own
+    created_by: str
+    reason: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+    deadline_at: int = Field(sa_type=BigInteger)  # when the hub ends it if the device has not
+    updated_at: int = Field(default=0, sa_type=BigInteger)
+    ended_at: int = Field(default=0, sa_type=BigInteger)
+    __table_args__ = (
+        Index("command_by_device", "device", "created_at"),
+        Index("command_by_version", "module", "version", "created_at"),
+        Index("command_by_end", "ended_at", "deadline_at"),
+    )
+
+
+class ModuleProfileRow(SQLModel, table=True):
+    """The newest profile of a version from one device, or from a machine that is none (``device`` empty)."""
+
+    __tablename__ = "module_profile"
+    name: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    device: str = Field(primary_key=True)
+    profile: str = Field(primary_key=True)  # the firmware profile; empty: unknown
+    simulated: bool
+    memory_mb: int
+    body: str  # JSON of skerry_modules.measurement.ModuleProfile
+    measured_by: str
+    at: int = Field(sa_type=BigInteger)
+
+
 class PublisherKey(SQLModel, table=True):
     """A public key whose signatures the hub accepts and devices are told to trust."""
 
@@ -285,6 +328,7 @@ class HubLease(SQLModel, table=True):
 __all__ = [
     "Assignment",
     "Audit",
+    "CommandRow",
     "DesiredDocument",
     "Device",
     "DeviceModule",
@@ -294,6 +338,7 @@ __all__ = [
     "HubLease",
     "Model",
     "ModelVersion",
+    "ModuleProfileRow",
     "PublisherKey",
     "Rollout",
     "RolloutDevice",

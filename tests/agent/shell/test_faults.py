@@ -215,7 +215,10 @@ def test_bad_messages_are_events_with_codes_and_change_nothing(hub: FakeHub, dae
     hub.send("command", messages.encode(messages.Command(id="c1", name="ping")))
     hub.send("command", messages.encode(messages.Command(id="c2", name="dance")))
     hub.wait(lambda: len(hub.bodies("result")) == 2, "answers to commands")
-    assert [(one.command, one.ok) for one in hub.bodies("result")] == [("c1", True), ("c2", False)]
+    assert {(one.command, one.ok, one.code) for one in hub.bodies("result")} == {
+        ("c1", True, ""),
+        ("c2", False, "command.unknown"),
+    }
     assert agent.scores(2.0)
     assert agent.status()["revision"] == 1
     listed = agent.command("events", "--json")

@@ -40,6 +40,8 @@ _STATUS: Final[dict[str, HTTPStatus]] = {
     "device.in_use": HTTPStatus.CONFLICT,
     "rollout.conflict": HTTPStatus.CONFLICT,
     "rollout.wrong_state": HTTPStatus.CONFLICT,
+    "command.busy": HTTPStatus.CONFLICT,
+    "command.offline": HTTPStatus.CONFLICT,
     "auth.missing": HTTPStatus.UNAUTHORIZED,
     "auth.denied": HTTPStatus.UNAUTHORIZED,
     "auth.cross_site": HTTPStatus.FORBIDDEN,
