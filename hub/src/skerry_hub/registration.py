@@ -16,7 +16,7 @@ from typing import IO
 import msgspec
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, keys, queries, registry
+from skerry_hub import audit, environments, keys, queries, registry
 from skerry_hub.db import Database
 from skerry_hub.objects import ObjectStore
 from skerry_hub.tables import ModelVersion, VersionFile, VersionTag
@@ -57,7 +57,7 @@ def register(
 
     Raises:
         InputError: ``module.exists`` (``data`` has the version that is there), ``manifest.model_mismatch``,
-            ``request.invalid`` (the package is of another name), ``query.invalid`` (a tag).
+            ``request.invalid`` (the package is of another name), ``query.invalid`` (a tag), ``environment.unknown``.
         PeerError: ``package.*``, ``trust.*``.
         ResourceError: ``resource.no_space``.
     """
@@ -70,11 +70,12 @@ def register(
         signer = package.verify_index(reader.index_bytes, reader.signatures, trusted)
         for item in reader.objects():
             objects.put_stream(item, expected=item.sha256)
-        facts = _check_model(objects, reader.index)
+        facts = msgspec.structs.replace(_check_model(objects, reader.index), environment=reader.index.facts.environment)
         objects.put_stream(reader.index_bytes, expected=reader.digest)
     version = _row(reader, facts, signer.keyid, provenance, now)
     with database.session() as session:
         _number(session, version)
+        environments.record(session, version, reader.index.manifest, facts.environment)
         _add_parts(session, version, reader.index, {**reader.index.manifest.tags, **provenance.tags})
         audit.record(
             session,

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, queries
+from skerry_hub import audit, environments, queries
 from skerry_hub.db import Database, add_missing
 from skerry_hub.objects import ObjectStore
 from skerry_hub.queries import TagQuery
@@ -241,6 +241,7 @@ def delete_version(session: Session, name: str, version: int, *, actor: str, now
             **{role.replace("-", "_"): names for role, names in found.items()},
         )
     key = {"name": name, "version": version}
+    environments.forget_use(session, name, version)
     for table in (VersionFile, VersionTag, ModuleProfileRow, ModelVersion):
         session.exec(delete(table).where(*(col(getattr(table, field)) == value for field, value in key.items())))
     audit.record(session, actor=actor, action="version.delete", subject=f"{name}:{version}", now=now, reason=reason)
@@ -268,6 +269,7 @@ def collect_garbage(database: Database, objects: ObjectStore, *, grace_s: float)
     with database.read() as session:
         needed = set(session.exec(select(VersionFile.sha256).distinct()))
         needed.update(session.exec(select(ModelVersion.digest)))
+        needed |= environments.wheels_needed(session)
     # The store looks at the age again as it deletes: a registration may have met the object since.
     return [digest for digest in candidates if digest not in needed and objects.delete(digest, older_than_s=grace_s)]
 

@@ -66,6 +66,38 @@ class VersionTag(SQLModel, table=True):
     __table_args__ = (Index("version_tag_by_value", "key", "value"),)
 
 
+class Environment(SQLModel, table=True):
+    """An environment of python modules by name; ``last_version`` is what numbering continues from."""
+
+    name: str = Field(primary_key=True)
+    last_version: int = 0
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class EnvironmentVersion(SQLModel, table=True):
+    """One lock. ``digest`` is its SHA-256 (``skerry_modules.environments.key_of``); its wheels are in the store."""
+
+    __tablename__ = "environment_version"
+    name: str = Field(primary_key=True, foreign_key="environment.name")
+    version: int = Field(primary_key=True)
+    digest: str = Field(index=True)
+    lock: str  # JSON
+    size: int = Field(sa_type=BigInteger)
+    created_by: str
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class EnvironmentUse(SQLModel, table=True):
+    """Which environment a module version has."""
+
+    __tablename__ = "environment_use"
+    module: str = Field(primary_key=True)
+    module_version: int = Field(primary_key=True)
+    environment: str
+    environment_version: int
+    __table_args__ = (Index("environment_use_by_environment", "environment", "environment_version"),)
+
+
 class Device(SQLModel, table=True):
     """A device. ``secret`` is the broker password's PBKDF2 hash, never the password."""
 
@@ -333,6 +365,9 @@ __all__ = [
     "Device",
     "DeviceModule",
     "DeviceTag",
+    "Environment",
+    "EnvironmentUse",
+    "EnvironmentVersion",
     "EventRow",
     "HealthRow",
     "HubLease",

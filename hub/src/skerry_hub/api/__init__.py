@@ -19,7 +19,17 @@ from skerry_hub.settings import Settings
 from skerry_modules.errors import SkerryError
 
 PREFIX: Final = "/api/v1"
-PARTS: Final = ("models", "profiling", "devices", "rollouts", "samples", "events", "system", "reference")
+PARTS: Final = (
+    "models",
+    "environments",
+    "profiling",
+    "devices",
+    "rollouts",
+    "samples",
+    "events",
+    "system",
+    "reference",
+)
 
 DESCRIPTION: Final = """
 Register models, roll them out to devices, and watch them.
