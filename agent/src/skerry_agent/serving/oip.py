@@ -58,6 +58,9 @@ PLATFORMS: Final = {
 }
 
 
+EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
+
+
 class Target(NamedTuple):
     """What an address means. ``verb``: a key of :data:`METHOD_OF`, or empty: nothing."""
 
@@ -124,9 +127,7 @@ def error_body(message: str) -> bytes:
 
 
 def server_metadata(agent: str) -> bytes:
-    return msgspec.json.encode(
-        {"name": "skerry", "version": agent, "extensions": ["binary_tensor_data", "model_repository"]}
-    )
+    return msgspec.json.encode({"name": "skerry", "version": agent, "extensions": EXTENSIONS})
 
 
 def model_metadata(name: str, versions: list[int], manifest: Manifest) -> bytes:

@@ -35,6 +35,7 @@ from skerry_modules.profiles import Limits
 
 if TYPE_CHECKING:
     from skerry_agent.ports import Arrays
+    from skerry_agent.serving.grpc_front import GrpcFront
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Plane:
         self.on_notice: Callable[[str, str, str], None] = lambda _digest, _code, _text: None
         self.repository = Repository(self, control=settings.repository_control)
         self._front = HttpFront(settings, self)
+        self._grpc: GrpcFront | None = None
         self._versions: dict[str, Version] = {}
         self._endpoints: dict[str, _Endpoint] = {}
         self._nurseries: dict[tuple[str, str], Nursery] = {}  # by runtimes and environment
@@ -87,6 +89,11 @@ class Plane:
     def port(self) -> int:
         """The TCP port that is listened on; 0 for none."""
         return self._front.port
+
+    @property
+    def grpc_port(self) -> int:
+        """The TCP port of gRPC; 0 for none."""
+        return self._grpc.port if self._grpc is not None else 0
 
     @property
     def http(self) -> str:
@@ -102,10 +109,29 @@ class Plane:
     async def start(self) -> None:
         """Listen. Raises ResourceError ``resource.port_in_use``."""
         await self._front.start()
+        if self.settings.grpc:
+            try:
+                await self._start_grpc()
+            except BaseException:
+                await self._front.stop(0)
+                raise
+
+    async def _start_grpc(self) -> None:
+        try:
+            from skerry_agent.serving.grpc_front import GrpcFront
+        except ImportError as error:
+            raise ResourceError(
+                "resource.missing_dependency",
+                f"cannot serve gRPC on {self.settings.grpc}: {error}; install skerry[grpc], or empty serving.grpc",
+            ) from error
+        self._grpc = GrpcFront(self.settings, self)
+        await self._grpc.start()
 
     async def stop(self) -> None:
         """Let answers go out, then end all workers and zygotes."""
         self._closing = True
+        if self._grpc is not None:
+            await self._grpc.stop()
         await self._front.stop()
         self._endpoints.clear()
         await asyncio.gather(*(self.unload(digest, drain_s=0.0) for digest in list(self._versions)))
@@ -395,9 +421,20 @@ class Plane:
         Raises:
             SkerryError: ``scoring.*`` or ``module.unknown``.
         """
-        version = self.choose(endpoint, "")
         json, body = tensors.request(inputs)
-        call = _Call(endpoint.encode(), json, body)
+        _, json, body = await self.score(endpoint, "", json, body, timeout_s)
+        return tensors.response(json, body)
+
+    async def score(
+        self, model: str, version_name: str, json: int, body: bytes, timeout_s: float | None
+    ) -> tuple[int, int, bytes]:
+        """A body as HTTP clients send it: the version that answered, the length of the JSON part, the answer's body.
+
+        Raises:
+            SkerryError: ``scoring.*`` or ``module.unknown``.
+        """
+        version = self.choose(model, version_name)
+        call = _Call(model.encode(), json, body)
         ticket = version.submit(call, timeout_s or version.manifest.resources.request_timeout_s)
         try:
             status, code, json, body = await call.answered
@@ -406,7 +443,7 @@ class Plane:
                 version.forget(ticket)
             raise
         if status == 200:
-            return tensors.response(json, body)
+            return version.number, json, body
         message = msgspec.json.decode(body)["error"]
         if status < 429:
             raise InputError(code, message)

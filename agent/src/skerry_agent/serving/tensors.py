@@ -14,7 +14,7 @@ from skerry_modules.errors import BugError
 from skerry_modules.messages import Tensor
 
 
-class _Output(msgspec.Struct):
+class Output(msgspec.Struct):
     name: str
     datatype: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class _Output(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    outputs: list[_Output]
+    outputs: list[Output]
 
 
 _decoder = msgspec.json.Decoder(_Answer)
@@ -45,16 +45,21 @@ def request(inputs: dict[str, Tensor]) -> tuple[int, bytes]:
 
 def response(json: int, body: bytes) -> dict[str, Tensor]:
     """The outputs of an answer to :func:`request`."""
-    answer = _decoder.decode(body[:json])
-    found: dict[str, Tensor] = {}
+    return {
+        output.name: Tensor(datatype=output.datatype, shape=output.shape, data=data)
+        for output, data in outputs_of(json, body)
+    }
+
+
+def outputs_of(json: int, body: bytes) -> list[tuple[Output, bytes]]:
+    """Each output of an answer that is all binary, with its bytes."""
+    found = []
     offset = json
-    for output in answer.outputs:
+    for output in _decoder.decode(body[:json]).outputs:
         size = output.parameters["binary_data_size"]
         if offset + size > len(body):
             raise BugError("internal.bug", "cannot read a worker's answer: it is cut short")
-        found[output.name] = Tensor(
-            datatype=output.datatype, shape=output.shape, data=bytes(body[offset : offset + size])
-        )
+        found.append((output, bytes(body[offset : offset + size])))
         offset += size
     return found
 
