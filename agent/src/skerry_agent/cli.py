@@ -68,6 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--url", help="the agent's scoring address; default: from the configuration")
     score.add_argument("--json", action="store_true", help="the answer as it came")
 
+    batch = _command(commands, "batch", _batch, "score a table or a folder on this device, behind live traffic")
+    batch.add_argument("module", help="the module's or endpoint's name, or NAME:VERSION")
+    batch.add_argument("input", type=Path, help="a .parquet or .csv, a folder of .npz, .npy and .json, or one of them")
+    batch.add_argument("--output", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .jsonl; else new")
+    batch.add_argument("--module-version", default="", metavar="N", help="a version other than the current one")
+    batch.add_argument("--columns", default="", metavar="A,B", help="the input's columns in order; default: by name")
+    batch.add_argument("--keep", default="", metavar="A,B", help="columns that go beside the scores, as an id")
+    batch.add_argument("--part-rows", type=int, default=2000, help="rows that are kept at once (default 2000)")
+    batch.add_argument("--rows", type=int, default=1024, help="rows of one request at most (default 1024)")
+    batch.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (default 60 s)")
+    batch.add_argument("--patience", type=float, default=300.0, metavar="S", help="without any answer (default 300 s)")
+    batch.add_argument("--restart", action="store_true", help="begin anew, whatever is done or written")
+    batch.add_argument("--url", help="the agent's scoring address; default: from the configuration")
+    batch.add_argument("--json", action="store_true", help="the summary as one JSON object")
+
     events = _command(commands, "events", _events, "the last events of this device, also while the agent is stopped")
     events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
     events.add_argument("--json", action="store_true", help="as a JSON list")
@@ -198,6 +213,34 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
         raise InputError("request.invalid", f"cannot read {text!r}: give whole numbers, as 1,2,4") from None
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from skerry_agent import report, score
+    from skerry_agent.batch import job
+
+    name, _, version = options.module.partition(":")
+    order = job.Order(
+        url=options.url or score.find_address(_load(options)),
+        model=name,
+        version=options.module_version or version,
+        input=options.input,
+        output=options.output,
+        columns=_names(options.columns),
+        keep=_names(options.keep),
+        part_rows=options.part_rows,
+        rows=options.rows,
+        timeout_s=options.timeout,
+        patience_s=options.patience,
+        restart=options.restart,
+    )
+    summary = job.told(job.run(order))
+    _print(summary if options.json else report.batch(summary), as_json=options.json)
+    return 1 if summary["errors"] and not summary["rows"] else 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _settings(options: argparse.Namespace) -> int:

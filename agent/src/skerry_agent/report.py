@@ -109,6 +109,17 @@ def answer(body: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def batch(summary: dict[str, Any]) -> str:
+    """What a batch job did."""
+    lines = [f"{summary['rows']:,} rows scored by {summary['model']} {summary['version']} → {summary['output']}"]
+    if summary["errors"]:
+        lines.append(f"{summary['errors']:,} rows could not be scored; why is in {summary['errors_file']}")
+    if summary["resumed"]:
+        lines.append(f"{summary['resumed']:,} of them were done by an earlier run")
+    lines.append(f"{summary['seconds']:.1f} s, {summary['rows_per_s']:,.0f} rows/s")
+    return "\n".join(lines)
+
+
 def settings(found: list[dict[str, Any]]) -> str:
     """Every setting with its default."""
     lines = []

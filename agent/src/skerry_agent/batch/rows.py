@@ -1,0 +1,77 @@
+"""What a model takes and gives per row, and blocks of rows on their way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import msgspec
+
+from skerry_modules.arrays import Array
+from skerry_modules.errors import InputError
+from skerry_modules.oip import Metadata
+from skerry_modules.tensors import TensorSpec
+
+
+class RowError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why one row has no score. ``row`` counts from 0 within its file; −1: the file itself could not be read."""
+
+    row: int
+    code: str
+    reason: str
+    file: str = ""
+
+
+class Block(NamedTuple):
+    """Rows that can be sent together: the arrays have one entry per row in front."""
+
+    rows: list[int]
+    inputs: dict[str, Array]
+    kept: dict[str, list[Any]]
+    file: str = ""
+
+
+class Part(NamedTuple):
+    """What is scored and kept at once."""
+
+    number: int
+    blocks: list[Block]
+    errors: list[RowError]
+    units: int  # rows or files of the input that it stands for
+
+
+class Segment(NamedTuple):
+    """Rows that were scored together: the outputs have one entry per row in front."""
+
+    file: str
+    rows: list[int]
+    kept: dict[str, list[Any]]
+    outputs: dict[str, Array]
+
+
+class Model:
+    """A model's inputs and outputs as rows.
+
+    Raises:
+        InputError: ``scoring.wrong_shape``: it cannot be scored row by row.
+    """
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.inputs = metadata.inputs
+        self.outputs = metadata.outputs
+        both = (*metadata.inputs, *metadata.outputs)
+        self.batched = all(spec.shape[:1] == (-1,) for spec in both)
+        """Whether rows can be scored together."""
+        single = all(spec.shape[:1] in ((-1,), (1,)) for spec in metadata.inputs)
+        if not metadata.inputs or not single:
+            shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in metadata.inputs)
+            raise InputError(
+                "scoring.wrong_shape",
+                f"cannot score {metadata.name} row by row: its inputs are {shapes or 'none'}; "
+                "the first dimension must be -1 or 1",
+            )
+
+    def width(self, spec: TensorSpec) -> int:
+        """Values of one row of an input or output; 0: it varies."""
+        inner = spec.shape[1:]
+        return 0 if -1 in inner else math.prod(inner)
