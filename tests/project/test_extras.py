@@ -22,6 +22,12 @@ CASES = [
     ),
     pytest.param("hub", ["skerry-hub", "--help"], "import skerry_hub.app", id="hub"),
     pytest.param(
+        "environments",
+        ["skerry", "environments", "--help"],
+        "import pip, packaging, skerry.environments",
+        id="environments",
+    ),
+    pytest.param(
         "convert",
         ["skerry", "modules", "convert", "--help"],
         "import onnx, onnxruntime.quantization, openvino, pyarrow, skerry.convert",

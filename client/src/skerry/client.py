@@ -21,6 +21,8 @@ from skerry.problems import problem_of, unreachable
 from skerry.types import (
     AuditEntry,
     Device,
+    Environment,
+    EnvironmentDetail,
     Event,
     HealthReport,
     Key,
@@ -193,6 +195,23 @@ class Client:
 
     def delete_model(self, name: str, *, reason: str = "") -> None:
         self._delete(f"models/{_part(name)}", reason)
+
+    # -- environments ------------------------------------------------------------------------------------------------
+
+    def environments(self) -> list[Environment]:
+        """All environments with their versions, newest first."""
+        return list(self._list("environments", Environment))
+
+    def environment(self, name: str) -> Environment:
+        return self._get(f"environments/{_part(name)}", Environment)
+
+    def environment_version(self, name: str, version: int) -> EnvironmentDetail:
+        """One version with its lock."""
+        return self._get(f"environments/{_part(name)}/versions/{version}", EnvironmentDetail)
+
+    def fetch_wheel(self, name: str, version: int, sha256: str, target: Path) -> Path:
+        """One wheel of an environment; the caller checks its hash."""
+        return self._fetch(f"environments/{_part(name)}/versions/{version}/wheels/{sha256}", target, None)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry import git, keys, scaffold
+from skerry import environments, git, keys, scaffold
 from skerry.client import Client, Progress
 from skerry.types import Plan, RolloutDetail, VersionDetail
 from skerry_modules import package
@@ -131,7 +131,7 @@ def _pack(
             folder, notes = made.folder, made.notes
             proof = "given" if golden else "generated"
             say(f"described {model.name} as the module {made.manifest.name}, with {proof} golden inputs")
-        packed = package.write_package(folder, target, signing)
+        packed = environments.pack(folder, target, signing, hub=lambda: hub, say=say)
     say(f"packed {packed.index.manifest.name} ({packed.digest[:12]}…), signed by {signing.public.keyid}")
     return packed, notes
 

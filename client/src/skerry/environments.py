@@ -8,6 +8,7 @@ An environment that the hub knows (``use = "vision:3"``) comes from there, lock 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -15,15 +16,17 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import msgspec
 
 from skerry import resolving
-from skerry_modules import environments, profiles
+from skerry.types import EnvironmentDetail
+from skerry_modules import environments, package, profiles
 from skerry_modules.environments import Bundle, Lock, LockFile, Target, Wheel
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import Manifest
+from skerry_modules.trust import SigningKey
 
 Say = Callable[[str], None]
 
@@ -31,9 +34,27 @@ Say = Callable[[str], None]
 class Hub(Protocol):
     """What is asked of a :class:`skerry.Client`."""
 
-    def environment_lock(self, name: str, version: int) -> Lock: ...
+    def environment_version(self, name: str, version: int) -> EnvironmentDetail: ...
 
-    def fetch_wheel(self, name: str, version: int, sha256: str, target: IO[bytes]) -> None: ...
+    def fetch_wheel(self, name: str, version: int, sha256: str, target: Path) -> Path: ...
+
+
+def pack(
+    folder: Path,
+    target: Path,
+    key: SigningKey | None = None,
+    *,
+    hub: Callable[[], Hub] | None = None,
+    relock: bool = False,
+    say: Say = lambda _: None,
+) -> package.Packed:
+    """Pack a module's folder with its environment: :func:`prepare`, then ``package.write_package``.
+
+    Raises:
+        SkerryError: as both.
+    """
+    bundle = prepare(folder, package.read_folder(folder), hub=hub, relock=relock, say=say)
+    return package.write_package(folder, target, key, bundle=bundle)
 
 
 def prepare(
@@ -62,6 +83,7 @@ def prepare(
     wanted = manifest.environment
     if not wanted.given:
         return None
+    hub = functools.cache(hub) if hub else None  # asked for at the last moment, and once
     cache = Cache(cache_folder())
     kinds = environments.kinds_of(targeted(manifest), wanted.python)
     known = None if relock else read_lock(folder)
@@ -188,7 +210,7 @@ def _taken(use: str, kinds: Kinds, hub: Callable[[], Hub] | None) -> LockFile:
         raise InputError(
             "environment.unknown", f"cannot use the environment {use}: no hub is named that knows it; set SKERRY_URL"
         )
-    lock = hub().environment_lock(*environments.parse_reference(use))
+    lock = hub().environment_version(*environments.parse_reference(use)).lock
     for (architecture, python), (glibc, names) in kinds.items():
         if not environments.covers(lock, architecture, python, glibc):
             tag = Target(architecture=architecture, python=python, glibc=glibc, wheels=()).label
@@ -230,8 +252,7 @@ def _fetch(missing: list[Wheel], target: Target, use: str, cache: Cache, hub: Ca
         if use and hub is not None:
             name, version = environments.parse_reference(use)
             for wheel in missing:
-                with (place / wheel.file).open("wb") as file:
-                    hub().fetch_wheel(name, version, wheel.sha256, file)
+                hub().fetch_wheel(name, version, wheel.sha256, place / wheel.file)
         else:
             resolving.download(missing, target, place)
         for wheel in missing:

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from skerry_modules.environments import Lock
+
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     pass
@@ -50,6 +52,35 @@ class Version(_Answer, frozen=True, kw_only=True):
     created_by: str = ""
     reason: str = ""
     created_at: int = 0
+
+
+class EnvironmentVersion(_Answer, frozen=True, kw_only=True):
+    """One lock of an environment. ``digest`` is what devices know it by; ``modules`` use it."""
+
+    name: str
+    version: int
+    digest: str
+    requirements: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    size: int = 0
+    modules: tuple[str, ...] = ()
+    created_by: str = ""
+    created_at: int = 0
+
+
+class EnvironmentDetail(EnvironmentVersion, frozen=True, kw_only=True):
+    """With the lock itself."""
+
+    lock: Lock
+
+
+class Environment(_Answer, frozen=True, kw_only=True):
+    """An environment by name; its versions are newest first."""
+
+    name: str
+    last_version: int
+    created_at: int = 0
+    versions: tuple[EnvironmentVersion, ...] = ()
 
 
 class VersionDetail(Version, frozen=True, kw_only=True):

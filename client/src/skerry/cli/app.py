@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from skerry import deploying, scaffold, wire
-from skerry.cli import devices, export, keys_commands, models, modules, output, rollouts, samples
+from skerry.cli import devices, environments, export, keys_commands, models, modules, output, rollouts, samples
 from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName, Reason, TagList
 from skerry_modules.errors import InputError, SkerryError
@@ -28,6 +28,7 @@ app = typer.Typer(
 for name, part in {
     "modules": modules.app,
     "models": models.app,
+    "environments": environments.app,
     "devices": devices.app,
     "rollouts": rollouts.app,
     "samples": samples.app,

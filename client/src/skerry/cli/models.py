@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skerry import deploying, git, keys
+from skerry import deploying, environments, git, keys
 from skerry.cli import output
 from skerry.cli.context import hub, parse_version, resolve_version
 from skerry.cli.output import Json, KeyName, Reason, TagList
@@ -86,7 +86,8 @@ def register(
             deploying.ensure_trusted(client, key, say=output.say)
             signing, _ = keys.load_or_generate(key)
             with tempfile.TemporaryDirectory(prefix="skerry-pack-") as temporary:
-                packed = package.write_package(path, Path(temporary) / f"module{package.SUFFIX}", signing).path
+                target = Path(temporary) / f"module{package.SUFFIX}"
+                packed = environments.pack(path, target, signing, hub=lambda: client, say=output.say).path
                 with output.progress_bar("upload") as progress:
                     made = client.register(packed, reason=reason, git=git.capture(folder), tags=tags, progress=progress)
         else:

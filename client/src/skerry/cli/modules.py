@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from skerry import keys
+from skerry import environments, keys
 from skerry.cli import convert, output
+from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName
 from skerry_modules import manifest as manifests
 from skerry_modules import package
@@ -23,22 +25,33 @@ Package = Annotated[Path, typer.Argument(help="A package file (.skerry).")]
 
 @app.command()
 def pack(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The module's folder, with its module.toml.")] = Path(),
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Package file to write. [default: NAME.skerry]")
     ] = None,
     key: KeyName = "",
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Do not sign; no hub will take it.")] = False,
+    relock: Annotated[
+        bool, typer.Option("--relock", help="Resolve the environment again, even if its lock still answers.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Check a folder against its manifest and write it as one signed, reproducible file."""
+    """Check a folder against its manifest and write it as one signed, reproducible file.
+
+    Where the manifest names an environment, its wheels are resolved once, locked in environment.lock, and bundled.
+    """
     signing = None
     if not unsigned:
         signing, fresh = keys.load_or_generate(key)
         if fresh:
             output.say(f"made the signing key {signing.public.keyid} in {keys.folder()}")
     target = out or Path(f"{package.read_folder(folder).name}{package.SUFFIX}")
-    packed = package.write_package(folder, target, signing)
+    with contextlib.ExitStack() as stack:
+        # A hub is asked only for an environment that is used by name.
+        packed = environments.pack(
+            folder, target, signing, hub=lambda: stack.enter_context(hub(context)), relock=relock, say=output.say
+        )
     if json:
         output.emit(_facts(packed))
         return
