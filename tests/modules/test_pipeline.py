@@ -339,31 +339,28 @@ def one_per_name(specs: list[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[Step, ...]]:
-    """Steps whose sources are drawn among all tensors there are, with a few that are not: most are wrong somehow."""
+    """Steps of scripts. About half are made so that they fit; then something is spoilt in most of the others."""
     tensors = st.lists(SPECS, min_size=1, max_size=2).map(one_per_name)
+    spoil = draw(st.sampled_from(("", "", "spec", "source", "forward", "leave out")))
     inputs = draw(tensors)
-    names = draw(st.lists(st.sampled_from("pqrs"), min_size=1, max_size=4, unique=True))
-    gives = {name: draw(tensors) for name in names}
     known = {f"input.{spec.name}": spec for spec in inputs}
-    known |= {f"{name}.{spec.name}": spec for name in names for spec in gives[name]}
-    references = st.sampled_from([*known, "p.z"]) if draw(st.integers(0, 9)) == 0 else st.sampled_from(sorted(known))
     steps = []
-    for name in names:
+    for name in draw(st.lists(st.sampled_from("pqrs"), min_size=1, max_size=4, unique=True)):
+        gives = draw(tensors)
+        if spoil == "forward":
+            known |= {f"{name}.{spec.name}": spec for spec in gives}
+        references = st.sampled_from([*known, "p.z"] if spoil == "source" else list(known))
         sources = {key: draw(references) for key in draw(st.lists(st.sampled_from("xyz"), min_size=1, unique=True))}
-        takes = []
-        for key, source in sources.items():
-            spec = known.get(source, inputs[0])
-            if draw(st.integers(0, 7)) == 0:
-                spec = draw(SPECS)
-            takes.append(msgspec.structs.replace(spec, name=key))
-        steps.append(
-            Step(name=name, engine="python", model="m", sources=sources, inputs=tuple(takes), outputs=gives[name])
-        )
-    results = []
-    for place in range(draw(st.integers(1, 2))):
-        source = draw(references)
-        results.append(msgspec.structs.replace(known.get(source, inputs[0]), name=f"r{place}", source=source))
-    return inputs, tuple(results), tuple(steps)
+        takes = {key: draw(SPECS) if spoil == "spec" else known.get(source) for key, source in sources.items()}
+        specs = [msgspec.structs.replace(spec or inputs[0], name=key) for key, spec in takes.items()]
+        steps.append(Step(name=name, engine="python", model="m", sources=sources, inputs=tuple(specs), outputs=gives))
+        known |= {f"{name}.{spec.name}": spec for spec in gives}
+    used = {source for step in steps for source in step.sources.values()}
+    ends = [source for source in known if source not in used] or list(known)
+    if spoil == "leave out":
+        ends = [draw(st.sampled_from(ends))]
+    results = [msgspec.structs.replace(known[source], name=f"r{n}", source=source) for n, source in enumerate(ends)]
+    return inputs, tuple(results), tuple(draw(st.permutations(steps)))
 
 
 @given(graphs(), st.integers(0, 2**32))

@@ -72,8 +72,10 @@ class PipelineModel:
                 _run(part, values)
                 began, before = now(), began
                 spent[place] += began - before
-        finally:
+        except SkerryError:  # after any other the process ends, and is to tell where
             title(_PR_SET_NAME, _IDLE, 0, 0, 0)
+            raise
+        title(_PR_SET_NAME, _IDLE, 0, 0, 0)
         self._runs += 1
         return {name: values[source] for name, source in self._outputs}
 
@@ -93,7 +95,7 @@ def _run(part: _Part, values: Arrays) -> None:
     try:
         results = part.run({name: values[source] for name, source in part.sources})
     except MemoryError as error:
-        raise MemoryError(f"step {part.name!r}: {error}") from error
+        raise MemoryError(f"step {part.name!r} {error}") from error
     except SkerryError as error:
         raise _named(error, part.name) from error
     for check in part.checks:
@@ -140,13 +142,11 @@ class PipelineEngine:
         places = {step.name: place for place, step in enumerate(manifest.steps)}
         title = ctypes.CDLL(None).prctl
         parts: list[_Part] = []
-        try:
-            for step in order(manifest.steps):
-                name = f"{STEP_TITLE}{places[step.name]}".encode()
-                title(_PR_SET_NAME, name, 0, 0, 0)
-                parts.append(_load(step, name, folder, manifest, cache))
-        finally:
-            title(_PR_SET_NAME, _IDLE, 0, 0, 0)
+        for step in order(manifest.steps):
+            name = f"{STEP_TITLE}{places[step.name]}".encode()
+            title(_PR_SET_NAME, name, 0, 0, 0)
+            parts.append(_load(step, name, folder, manifest, cache))
+        title(_PR_SET_NAME, _IDLE, 0, 0, 0)
         return PipelineModel(parts, tuple((spec.name, spec.source) for spec in manifest.outputs))
 
 
@@ -166,7 +166,7 @@ def _runner(
     try:
         model: LoadedModel = engines.get(step.engine).load(folder, step_manifest(manifest, step), cache)
     except MemoryError as error:
-        raise MemoryError(f"step {step.name!r}: {error}") from error
+        raise MemoryError(f"step {step.name!r} {error}") from error
     except SkerryError as error:
         raise _named(error, step.name) from error
     return model.run, model.close
