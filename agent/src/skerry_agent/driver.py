@@ -27,7 +27,7 @@ from skerry_agent.ports import DataPlane
 from skerry_agent.rules import effects as fx
 from skerry_agent.spool import wall_ms
 from skerry_agent.statefile import StateFile
-from skerry_modules.compatibility import DeviceFacts
+from skerry_modules.compatibility import DeviceFacts, with_memory
 from skerry_modules.errors import ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Event, Severity, Want
@@ -369,8 +369,9 @@ class Driver:
     async def _load(self, effect: fx.Load) -> dict[str, Any]:
         digest = effect.digest
         index = await self._on_disk(self._disk.index, digest)
-        manifest = index.manifest
-        self._manifests[digest] = manifest
+        # The declared memory is the author's word for the most; it gives way only to a need that is known to be more.
+        most = max(index.manifest.resources.memory_mb, effect.memory_mb)
+        manifest = self._manifests[digest] = with_memory(index.manifest, most)
         folder = self._disk.folder_of(digest)
         lock = index.facts.environment
         options = {"environment": str(self._environments.path(lock))} if lock is not None else {}

@@ -16,6 +16,7 @@ import msgspec
 from sqlmodel import Session, col, select
 
 from skerry_hub import devices, registry
+from skerry_hub.profiling import Measured
 from skerry_hub.tables import Assignment, DesiredDocument, Device, ModelVersion
 from skerry_modules import messages, trust
 from skerry_modules.errors import BugError, InputError
@@ -107,6 +108,9 @@ def _modules(session: Session, device: str) -> list[DesiredModule]:
         .where(col(ModelVersion.name) == col(Assignment.module), col(ModelVersion.version) == col(Assignment.version))
         .order_by(col(Assignment.module))
     )
+    rows = session.exec(statement).all()
+    measured = Measured(session, {(wanted.module, wanted.version) for wanted, _ in rows})
+    place = devices.get(session, device)
     return [
         DesiredModule(
             name=wanted.module,
@@ -116,6 +120,7 @@ def _modules(session: Session, device: str) -> list[DesiredModule]:
             signatures=msgspec.json.decode(version.signatures, type=tuple[trust.Signature, ...]),
             soak_s=wanted.soak_s,
             attempt=wanted.attempt,
+            memory_mb=measured.memory_mb(wanted.module, wanted.version, place),
         )
-        for wanted, version in session.exec(statement)
+        for wanted, version in rows
     ]

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from sqlmodel import Session, col, select
 
+from skerry_hub import registry
 from skerry_hub.profiling import Measured
 from skerry_hub.tables import Assignment, Device, ModelVersion
 from skerry_modules import compatibility, profiles
-from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle
+from skerry_modules.compatibility import DeviceFacts, ModelFacts, Obstacle, memory_mb, with_memory
 from skerry_modules.manifest import Manifest
 
 
@@ -28,18 +29,9 @@ def obstacles_of(session: Session, devices: Sequence[Device], version: ModelVers
     for device in devices:
         facts = msgspec.json.decode(device.facts, type=DeviceFacts)
         facts = msgspec.structs.replace(facts, memory_in_use_mb=in_use.get(device.id, 0))
-        known = needing(manifest, measured.memory_mb(version.name, version.version, device))
+        known = with_memory(manifest, measured.memory_mb(version.name, version.version, device))
         found[device.id] = compatibility.obstacles(known, model, profiles.get(device.profile), facts)
     return found
-
-
-def needing(manifest: Manifest, memory_mb: int) -> Manifest:
-    """The manifest with the memory that was measured in place of the declared one; 0: nobody measured."""
-    if not memory_mb:
-        return manifest
-    return msgspec.structs.replace(
-        manifest, resources=msgspec.structs.replace(manifest.resources, memory_mb=memory_mb)
-    )
 
 
 def _others(session: Session, except_module: str) -> list[tuple[str, str, int]]:
@@ -59,15 +51,14 @@ def _memory_in_use(
     session: Session, wanted: Sequence[tuple[str, str, int]], measured: Measured, devices: Mapping[str, Device]
 ) -> dict[str, int]:
     """Megabytes of other wanted modules, measured or declared, by device: they stay, so the new one must fit beside."""
-    needs: dict[tuple[str, int], int] = {}
+    manifests: dict[tuple[str, int], Manifest] = {}
     used: dict[str, int] = {}
     for device, name, number in wanted:
         if device not in devices:
             continue
-        if (name, number) not in needs:
-            row = session.get(ModelVersion, (name, number))
-            needs[name, number] = msgspec.json.decode(row.manifest, type=Manifest).resources.memory_mb if row else 0
-        used[device] = used.get(device, 0) + (
-            measured.memory_mb(name, number, devices[device]) or needs[name, number]
-        )
+        if (name, number) not in manifests:
+            row = registry.get_version(session, name, number)
+            manifests[name, number] = msgspec.json.decode(row.manifest, type=Manifest)
+        known = with_memory(manifests[name, number], measured.memory_mb(name, number, devices[device]))
+        used[device] = used.get(device, 0) + memory_mb(known)
     return used

@@ -83,6 +83,14 @@ def obstacles(
     return found
 
 
+def with_memory(manifest: Manifest, measured_mb: int) -> Manifest:
+    """The manifest with the memory that was measured in place of the declared one; 0: nobody measured."""
+    if measured_mb <= 0:
+        return manifest
+    resources = msgspec.structs.replace(manifest.resources, memory_mb=measured_mb)
+    return msgspec.structs.replace(manifest, resources=resources)
+
+
 def memory_mb(manifest: Manifest) -> int:
     """What a running version takes: its worker's limit, and the process that its environment needs beside it."""
     return manifest.resources.memory_mb + (environments.ZYGOTE_MB if manifest.environment.given else 0)

@@ -273,7 +273,10 @@ class Presence(_Map, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class DesiredModule(_Map, frozen=True, kw_only=True):
-    """One module version that should serve. ``index_size`` is the size of the object that ``digest`` names."""
+    """One module version that should serve. ``index_size`` is the size of the object that ``digest`` names.
+
+    ``memory_mb``: what it was measured to need on such a device, in place of what its manifest declares; 0: unknown.
+    """
 
     name: str
     version: int
@@ -282,6 +285,7 @@ class DesiredModule(_Map, frozen=True, kw_only=True):
     signatures: tuple[Signature, ...]
     soak_s: float = 0.0
     attempt: int = 0  # a higher number asks a device that gave up to try again
+    memory_mb: int = 0
 
 
 class Route(_Map, frozen=True, kw_only=True):

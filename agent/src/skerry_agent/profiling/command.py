@@ -18,9 +18,11 @@ import msgspec
 from skerry_agent import engines
 from skerry_agent.commands import Progress
 from skerry_agent.disk import Disk
+from skerry_agent.environments import Environments
 from skerry_agent.profiling.session import Session, Subject, free_mb
 from skerry_agent.rules import profile_plan
 from skerry_agent.serving.plane import Plane
+from skerry_modules.environments import key_of
 from skerry_modules.errors import InputError, ResourceError, SkerryError
 from skerry_modules.index import Index
 from skerry_modules.measurement import to_builtins
@@ -72,7 +74,7 @@ class Profiler:
         if not isinstance(module, str) or not isinstance(version, int) or not isinstance(digest, str):
             raise InputError("request.invalid", "cannot profile: name the module, its version and its digest")
         wanted = profile_plan.parse(arguments)
-        index = await self._on_disk(lambda: self._installed(f"{module}:{version}", digest))
+        index, environment = await self._on_disk(lambda: self._installed(f"{module}:{version}", digest))
         manifest = index.manifest
         exclusive = engines.get(manifest.engine).exclusive
         if exclusive:
@@ -90,14 +92,15 @@ class Profiler:
             profile=self._firmware.name,
             room_mb=room,
             cache=Path(cache) if cache else None,
+            environment=environment,
             affinity=self._firmware.limits.cpu_affinity,
         )
         seconds = max(command.deadline_s - _ANSWER_S, command.deadline_s / 2)
         async with self._plane.borrowed(manifest.engine) if exclusive else contextlib.nullcontext():
             return to_builtins(await Session(subject, wanted, seconds, progress).run())
 
-    def _installed(self, name: str, digest: str) -> Index:
-        """The index of a version that is laid out here whole.
+    def _installed(self, name: str, digest: str) -> tuple[Index, str]:
+        """The index of a version that is laid out here whole, and the folder of its environment.
 
         Raises:
             ResourceError: ``measure.not_installed``.
@@ -105,8 +108,11 @@ class Profiler:
         if _DIGEST.fullmatch(digest) and self._disk.folder_of(digest).is_dir():
             with contextlib.suppress(SkerryError):
                 index = self._disk.index(digest)
-                if not self._disk.damaged(digest, index):
-                    return index
+                lock = index.facts.environment
+                built = Environments(self._disk.folder, self._disk.objects)
+                there = lock is None or key_of(lock) in built.present()
+                if there and not self._disk.damaged(digest, index):
+                    return index, str(built.path(lock)) if lock is not None else ""
         raise ResourceError(
             "measure.not_installed",
             f"cannot profile {name} on {self._device}: it is not installed there; roll it out to the device first, "

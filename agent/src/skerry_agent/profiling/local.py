@@ -30,6 +30,12 @@ def profile(
     from skerry_modules.package import build_index, index_bytes, read_folder
 
     manifest = read_folder(folder)
+    if manifest.environment.given:
+        raise InputError(
+            "request.invalid",
+            f"cannot measure {manifest.name} here: it brings an environment, which devices build; measure it on one: "
+            "skerry modules profile NAME:VERSION --device D",
+        )
     index, _ = build_index(folder, manifest)
     room, affinity = _room(firmware_profile)
     subject = Subject(

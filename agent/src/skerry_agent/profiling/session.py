@@ -58,6 +58,7 @@ class Subject(msgspec.Struct, kw_only=True):
     profile: str
     room_mb: int
     cache: Path | None  # of exclusive engines, whose lock stands there; None: a folder of its own
+    environment: str = ""  # the folder of the one that it runs in; empty: the agent's own
     niceness: int = NICENESS
     affinity: tuple[int, ...] = ()
 
@@ -167,7 +168,10 @@ class Session:
             batches=batches,
             seconds=seconds,
         )
-        nursery = self._nurseries.setdefault(way.engine, Nursery(way.engine, ZYGOTE_S))
+        zygote = engines.zygote_of(order.manifest)
+        if zygote not in self._nurseries:
+            self._nurseries[zygote] = Nursery(zygote, ZYGOTE_S, environment=subject.environment)
+        nursery = self._nurseries[zygote]
         spawn = orders.Spawn(serial=0, data_mb=memory_mb, niceness=subject.niceness, affinity=subject.affinity)
         async with _worker(nursery, spawn, subject.module) as (link, answer):
             body = msgspec.msgpack.encode(order)

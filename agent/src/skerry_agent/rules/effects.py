@@ -181,12 +181,13 @@ class Install(_E, frozen=True):
 
 
 class Load(_E, frozen=True):
-    """Start a worker and load the model. Undo: Unload."""
+    """Start a worker and load the model. Undo: Unload. ``memory_mb``: measured need; 0: as the manifest declares."""
 
     digest: str
     timeout_s: float
     module: str = ""
     version: int = 0
+    memory_mb: int = 0
 
 
 class Golden(_E, frozen=True):

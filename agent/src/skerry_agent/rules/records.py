@@ -32,6 +32,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     signatures: tuple[Signature, ...]
     soak_s: float = 0.0
     attempt: int = 0
+    memory_mb: int = 0  # measured; 0: as the manifest declares
     step: Step = Step.WANT
     failures: dict[str, int] = {}
     boots: dict[str, int] = {}
@@ -52,6 +53,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
             signatures=wanted.signatures,
             soak_s=wanted.soak_s,
             attempt=wanted.attempt,
+            memory_mb=wanted.memory_mb,
         )
 
     def adopt(self, wanted: DesiredModule) -> None:
@@ -61,6 +63,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
         self.signatures = wanted.signatures
         self.soak_s = wanted.soak_s
         self.attempt = wanted.attempt
+        self.memory_mb = wanted.memory_mb
 
     def renew(self) -> None:
         """Forget how it failed: it is tried again from the start."""

@@ -21,7 +21,7 @@ from skerry_agent.rules.reconcile import slot_name
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
 from skerry_agent.rules.versions import EXCLUSIVE, Live, Versions
-from skerry_modules.compatibility import DeviceFacts, environment_on, memory_mb, obstacles
+from skerry_modules.compatibility import DeviceFacts, environment_on, memory_mb, obstacles, with_memory
 from skerry_modules.environments import key_of
 from skerry_modules.errors import SkerryError
 from skerry_modules.index import Index
@@ -92,6 +92,8 @@ class Steps(Versions):
                 self.out.append(fx.Remove("", (record.digest,)))
             self._fail(slot, record, error.code, error.message, now)
             return
+        # From here on the rules count what was measured.
+        index = msgspec.structs.replace(index, manifest=with_memory(index.manifest, record.memory_mb))
         live.index = index
         facts: DeviceFacts = data.get("facts") or DeviceFacts()
         record.objects = tuple(index.objects_with(environment_on(index.facts, self._profile, facts)).items())
@@ -172,7 +174,7 @@ class Steps(Versions):
             self._enter(slot, record, Step.VERIFY, now)
             return
         timeout = live.index.manifest.resources.load_timeout_s
-        effect = fx.Load(record.digest, timeout, record.name, record.version)
+        effect = fx.Load(record.digest, timeout, record.name, record.version, record.memory_mb)
         self._ask(live, effect, timeout + self._settings.lifecycle.grace_s, now)
 
     def _golden(self, slot: Slot, record: Record, live: Live, now: float) -> None:
