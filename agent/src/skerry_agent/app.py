@@ -25,6 +25,7 @@ from skerry_agent.control import Control
 from skerry_agent.disk import MB, Disk
 from skerry_agent.driver import Driver
 from skerry_agent.engines import available
+from skerry_agent.engines._devices import publish as publish_devices
 from skerry_agent.engines._host import installed
 from skerry_agent.events import Events
 from skerry_agent.hublink import HubLink, NoLink
@@ -57,6 +58,7 @@ class App:
         self.profile = wiring.load_profile(settings.device.profile)
         for name, value in self.profile.environment().items():
             os.environ.setdefault(name, value)  # engines start as children and inherit it
+        publish_devices(self.profile, os.environ)
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._began = time.monotonic()

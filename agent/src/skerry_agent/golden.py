@@ -85,7 +85,7 @@ def compare(golden: Golden, expected: Arrays, got: Arrays) -> GoldenReport:
         if have is None or have.shape != want.shape:
             shape = "missing" if have is None else f"of shape {list(have.shape)}, not {list(want.shape)}"
             return GoldenReport(False, cases, cases, float("inf"), f"output {name!r} is {shape}")
-        error = _errors(golden, want, have).reshape(cases, -1)
+        error = errors_of(golden, want, have).reshape(cases, -1)
         largest = error.max(axis=1, initial=0.0)
         worst = max(worst, float(largest.max(initial=0.0)))
         passed = largest <= 1.0
@@ -104,7 +104,7 @@ def compare(golden: Golden, expected: Arrays, got: Arrays) -> GoldenReport:
     return GoldenReport(ok, cases, failed, worst, text)
 
 
-def _errors(golden: Golden, want: np.ndarray[Any, Any], have: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def errors_of(golden: Golden, want: np.ndarray[Any, Any], have: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Element-wise error in units of the tolerance."""
     if want.dtype.kind not in "fiub" or have.dtype.kind not in "fiub":
         unequal: np.ndarray[Any, Any] = np.where(want == have, 0.0, np.inf)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 
 from skerry_modules.manifest import Manifest
-from skerry_modules.messages import Distribution, Route, Tensor
+from skerry_modules.messages import Agreement, Distribution, Route, Tensor
 from skerry_modules.profiles import Limits
 
 if TYPE_CHECKING:  # numpy stays out of the agent process: it costs 20 MB
@@ -71,8 +71,20 @@ class GoldenReport(msgspec.Struct, frozen=True):
     message: str
 
 
+class PartCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version did for one endpoint in one role (``live`` or ``shadow``)."""
+
+    endpoint: str
+    role: str = "live"
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    latency_us: Distribution = Distribution()
+    agreement: Agreement = Agreement()
+
+
 class VersionCounters(msgspec.Struct, frozen=True):
-    """What a version did since the last call."""
+    """What a version did since the last call, in all and in parts."""
 
     requests: int
     errors: int
@@ -80,6 +92,7 @@ class VersionCounters(msgspec.Struct, frozen=True):
     latency_us: Distribution
     inputs: dict[str, Distribution]
     outputs: dict[str, Distribution]
+    parts: tuple[PartCounters, ...] = ()
 
 
 class DataPlane(Protocol):
@@ -115,7 +128,14 @@ class DataPlane(Protocol):
         """As ``infer``, without numpy: for sources in the agent process."""
         ...
 
-    def set_routes(self, endpoint: str, routes: tuple[Route, ...], digests: tuple[str, ...]) -> None: ...
+    def set_routes(
+        self,
+        endpoint: str,
+        routes: tuple[Route, ...],
+        digests: tuple[str, ...],
+        shadow: tuple[Route, ...] = (),
+        shadow_digests: tuple[str, ...] = (),
+    ) -> None: ...
 
     async def unload(self, digest: str) -> None:
         """Drain, then stop."""

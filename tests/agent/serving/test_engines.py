@@ -84,7 +84,7 @@ def test_old_compiled_models_go(tmp_path: Path) -> None:
     for number in range(6):
         _host.cached(tmp_path, f"k{number}", lambda folder: (folder / "f").touch())
     _host.cached(tmp_path, "k0", lambda _: pytest.fail("it is there"))
-    _host.prune(tmp_path, 3)
+    _host.prune(tmp_path, 3, 1 << 30)
     left = {path.name for path in tmp_path.iterdir()}
     assert len(left) == 3
     assert "k0" in left

@@ -9,9 +9,17 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+
+
+_LENT: list[str] = []
+
+
+def lent_from(paths: Sequence[str]) -> None:
+    """In an environment: also look here for runtimes, which the agent lends (``serving/environment_boot``)."""
+    _LENT[:] = paths
 
 
 def installed(*distributions: str) -> str:
@@ -19,7 +27,7 @@ def installed(*distributions: str) -> str:
     # Names of folders on the path: importlib.metadata would cost a device's memory 3 MB for the same answer.
     for name in distributions:
         wanted = name.replace("-", "_").lower()
-        for entry in sys.path:
+        for entry in (*sys.path, *_LENT):
             for path in Path(entry or ".").glob(f"{wanted}-*.dist-info"):
                 return path.name.removesuffix(".dist-info").rpartition("-")[2]
     return ""
@@ -73,9 +81,48 @@ def cached(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def prune(cache: Path, keep: int) -> None:
-    """Keep the compiled models used last."""
+def prune(cache: Path, keep: int, keep_bytes: int) -> None:
+    """Keep the compiled models used last: at most ``keep``, and only those that fit ``keep_bytes`` together.
+
+    The one used last stays whatever its size: it is mapped now, and would only be compiled again.
+    """
+    total = 0
+    for place, path in enumerate(sorted(_entries(cache), key=lambda path: -_used(path))):
+        total += _size(path)
+        if place and (place >= keep or total > keep_bytes):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+_RUNTIMES_OWN = ("openvino", "tensorrt")
+"""Folders that a runtime fills by itself begin so."""
+
+
+def _entries(cache: Path) -> list[Path]:
+    """One per compiled model: a folder that we fill, or a file in a folder that a runtime fills itself."""
+    found: list[Path] = []
     with contextlib.suppress(OSError):
-        folders = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
-        for folder in folders[keep:]:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in cache.iterdir():
+            if path.name.startswith(_RUNTIMES_OWN):
+                found += [inner for inner in path.rglob("*") if inner.is_file()]
+            elif path.is_dir() and not path.name.startswith("."):
+                found.append(path)
+    return found
+
+
+def _used(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return max(status.st_atime, status.st_mtime) if path.is_file() else status.st_mtime
+    return 0.0
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for inner in path.rglob("*") if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            total += inner.stat().st_size
+    return total

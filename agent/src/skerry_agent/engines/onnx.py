@@ -7,8 +7,13 @@ the runtime and the CPU, so these three are the cache's key.
 
 Threads wait by sleeping: the runtime's default spins and burns a core at 100 requests a second.
 
-Options of the manifest: ``provider`` (default CPUExecutionProvider), ``compile`` = false, ``optimization`` =
-"all" | "extended" | "basic" | "none".
+Execution providers (CUDA, TensorRT, OpenVINO, …) are those of the firmware profile's list that this build of ONNX
+Runtime has, in its order; the CPU is always the last. Inputs and outputs are not bound (``io_binding``): on the CPU
+that measured slower than plain calls, by 1–4 µs for models of 3 to 45 µs.
+
+Options of the manifest: ``provider`` (a list such as "CUDAExecutionProvider,CPUExecutionProvider" instead of the
+profile's), ``compile`` = false, ``optimization`` = "all" | "extended" | "basic" | "none", ``precision`` = "f16" for
+providers that know it.
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_agent.engines import _host
+from skerry_agent.engines import _devices, _host
 from skerry_agent.ports import Arrays
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 
+CPU: Final = "CPUExecutionProvider"
 COMPILE_FROM_BYTES: Final = 256 * 1024
 """Smaller models load faster than their compiled form could be found."""
 
@@ -36,7 +42,8 @@ _NO_MEMORY = re.compile(r"bad_alloc|Failed to allocate memory|MemoryError")
 class OnnxModel:
     """One session; ``run`` is called from one thread."""
 
-    def __init__(self, session: Any, outputs: tuple[str, ...]) -> None:
+    def __init__(self, session: Any, outputs: tuple[str, ...], notes: tuple[tuple[str, str], ...] = ()) -> None:
+        self.notes = notes
         self._run = session._sess.run if hasattr(session, "_sess") else session.run  # the checks of .run cost 2 µs
         self._session = session
         self._outputs = list(outputs)
@@ -74,9 +81,9 @@ class OnnxEngine:
     def load(self, folder: Path, manifest: Manifest, cache: Path) -> OnnxModel:
         path = folder / manifest.model
         try:
-            session = self._open(path, manifest, cache)
+            session, notes = self._choose(path, manifest, cache)
             outputs = _check_names(session, manifest)
-            model = OnnxModel(session, outputs)
+            model = OnnxModel(session, outputs, notes)
         except (MemoryError, SkerryError):
             raise
         except Exception as error:
@@ -84,10 +91,34 @@ class OnnxEngine:
         _host.trim()
         return model
 
+    def _choose(self, path: Path, manifest: Manifest, cache: Path) -> tuple[Any, tuple[tuple[str, str], ...]]:
+        """A session on the first provider that takes the model, and a note where another was asked for first."""
+        import onnxruntime as ort
+
+        asked = _devices.wanted(manifest.options, ("provider",), self.name)
+        devices, missing = _devices.choose(asked, ort.get_available_providers(), CPU)
+        if devices[0] == CPU:
+            notes = (_devices.note(manifest.name, missing, CPU),) if missing else ()
+            return self._open(path, manifest, cache), notes
+        try:
+            session = _session(path, manifest, [(name, provider_options(name, manifest, cache)) for name in devices])
+        except MemoryError:
+            raise
+        except Exception as error:  # a driver that does not fit shows only here
+            lost = (*missing, *(name for name in devices if name != CPU))
+            return self._open(path, manifest, cache), (_devices.note(manifest.name, lost, CPU, str(error)[:300]),)
+        taken = session.get_providers()
+        lost = (*missing, *(name for name in devices[: devices.index(taken[0])] if name not in taken))
+        return session, (_devices.note(manifest.name, lost, taken[0]),) if lost else ()
+
     def _open(self, path: Path, manifest: Manifest, cache: Path) -> Any:
-        provider = str(manifest.options.get("provider", "CPUExecutionProvider"))
-        wanted = manifest.options.get("compile", True) and provider == "CPUExecutionProvider"
-        if not wanted or str(cache) in ("", ".") or path.stat().st_size < COMPILE_FROM_BYTES:
+        """A session on the CPU."""
+        provider = [CPU]
+        if (
+            not manifest.options.get("compile", True)
+            or str(cache) in ("", ".")
+            or path.stat().st_size < COMPILE_FROM_BYTES
+        ):
             return _session(path, manifest, provider)
         level = manifest.options.get("optimization", "all")
         key = f"onnx-{_host.file_sha256(path)[:40]}-{self.version()}-{_host.cpu_key()}-{level}"
@@ -121,13 +152,32 @@ def _options(manifest: Manifest, *, compiled: bool = False) -> Any:
     return options
 
 
-def _session(path: Path, manifest: Manifest, provider: str, *, compiled: bool = False) -> Any:
+def _session(path: Path, manifest: Manifest, providers: Any, *, compiled: bool = False) -> Any:
     import onnxruntime as ort
 
-    return ort.InferenceSession(str(path), _options(manifest, compiled=compiled), providers=[provider])
+    return ort.InferenceSession(str(path), _options(manifest, compiled=compiled), providers=providers)
 
 
-def _compile(path: Path, target: Path, manifest: Manifest, provider: str) -> None:
+def provider_options(provider: str, manifest: Manifest, cache: Path) -> dict[str, str]:
+    """What a provider is told. What it compiles it keeps in the cache, which is pruned with the rest.
+
+    Source: https://onnxruntime.ai/docs/execution-providers/ (TensorRT, OpenVINO).
+    """
+    keeps = str(cache) not in ("", ".")
+    half = manifest.options.get("precision") == "f16"
+    match provider:
+        case "TensorrtExecutionProvider":
+            folder = str(cache / "tensorrt")
+            kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder} if keeps else {}
+            return {"trt_fp16_enable": "1" if half else "0", **kept}
+        case "OpenVINOExecutionProvider":
+            device = str(manifest.options.get("device", "CPU"))
+            kept = {"cache_dir": str(cache / "openvino-provider")} if keeps else {}
+            return {"device_type": device, "precision": "FP16" if half else "FP32", **kept}
+    return {}
+
+
+def _compile(path: Path, target: Path, manifest: Manifest, providers: Any) -> None:
     import onnxruntime as ort
 
     options = _options(manifest)
@@ -136,7 +186,7 @@ def _compile(path: Path, target: Path, manifest: Manifest, provider: str) -> Non
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     # Weights as the kernels want them: otherwise each load repacks them into memory of its own, and maps nothing.
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    ort.InferenceSession(str(path), options, providers=[provider])
+    ort.InferenceSession(str(path), options, providers=providers)
     _host.trim()
 
 

@@ -3,8 +3,9 @@
 Precision is pinned to f32: on CPUs that have bf16 OpenVINO would use it silently (a softmax off by up to 0.13). A
 manifest opts in with ``options.precision = "bf16"`` (or "f16") and a golden tolerance of its own.
 
-Options of the manifest: ``precision``, ``device`` (default CPU; GPU, NPU, AUTO where the profile has them),
-``threads``.
+Options of the manifest: ``precision``, ``device`` (one, or a list by preference such as "NPU,GPU,CPU"; also "GPU.1" and
+"AUTO"), ``threads``. Without it the first device of the firmware profile's list that this machine has is taken. Where a
+device is missing, or does not take the model, it runs on the next, the CPU at last, and a note says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_agent.engines import _host
+from skerry_agent.engines import _devices, _host
 from skerry_agent.ports import Arrays
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
@@ -32,7 +33,8 @@ _OPERATORS: Final = (
 class OpenVinoModel:
     """One compiled model and one infer request; ``run`` is called from one thread."""
 
-    def __init__(self, compiled: Any, manifest: Manifest) -> None:
+    def __init__(self, compiled: Any, manifest: Manifest, notes: tuple[tuple[str, str], ...] = ()) -> None:
+        self.notes = notes
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._outputs = _ports(compiled.outputs, [spec.name for spec in manifest.outputs], manifest, "output")
@@ -72,10 +74,8 @@ class OpenVinoEngine:
         try:
             core = openvino.Core()
             network = core.read_model(str(path))
-            compiled = core.compile_model(
-                network, str(manifest.options.get("device", "CPU")), _config(path, manifest, cache)
-            )
-            model = OpenVinoModel(compiled, manifest)
+            compiled, notes = _compile(core, network, path, manifest, cache)
+            model = OpenVinoModel(compiled, manifest, notes)
         except (MemoryError, SkerryError):
             raise
         except Exception as error:
@@ -84,13 +84,36 @@ class OpenVinoEngine:
         return model
 
 
-def _config(path: Path, manifest: Manifest, cache: Path) -> dict[str, Any]:
+def _compile(
+    core: Any, network: Any, path: Path, manifest: Manifest, cache: Path
+) -> tuple[Any, tuple[tuple[str, str], ...]]:
+    """The model on the first device that takes it, and a note where that is not the first one asked for."""
+    asked = _devices.wanted(manifest.options, ("device",), "openvino")
+    first = asked[0] if asked else "CPU"
+    here = () if first == "CPU" else (*core.available_devices, "AUTO")  # looking for others starts their drivers
+    devices, missing = _devices.choose(asked, here, "CPU")
+    lost, why = list(missing), ""
+    for device in devices[:-1]:
+        try:
+            compiled = core.compile_model(network, device, _config(path, manifest, cache, device))
+        except Exception as error:  # a driver or an operator that the device lacks; what the CPU says is the last word
+            if "bad_alloc" in str(error):
+                raise
+            lost.append(device)
+            why = _short(error)
+        else:
+            return compiled, (_devices.note(manifest.name, lost, device, why),) if lost else ()
+    last = devices[-1]
+    compiled = core.compile_model(network, last, _config(path, manifest, cache, last))
+    return compiled, (_devices.note(manifest.name, lost, last, why),) if lost else ()
+
+
+def _config(path: Path, manifest: Manifest, cache: Path, device: str = "CPU") -> dict[str, Any]:
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": str(manifest.options.get("precision", "f32")),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
     }
-    device = str(manifest.options.get("device", "CPU"))
     if device == "CPU":
         config["INFERENCE_NUM_THREADS"] = int(manifest.options.get("threads", manifest.resources.threads))
     else:

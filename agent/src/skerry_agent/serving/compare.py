@@ -72,8 +72,8 @@ def compare(manifest: Manifest, live: Arrays, outputs: Arrays) -> Agreement:
     rows = max((len(array) for array in live.values() if array.ndim), default=1)
     agreed, within = np.ones(rows, dtype=bool), np.ones(rows, dtype=bool)
     scored, worst = False, 0.0
-    for name, want in live.items():
-        have = outputs.get(name)
+    for name, answered in live.items():
+        want, have = answered, outputs.get(name)
         if have is None or have.shape != want.shape:
             agreed[:] = within[:] = False
             continue

@@ -1,8 +1,8 @@
 """A name that clients call: the versions that answer, by share, and those that score copies in shadow.
 
-A shadow must never be felt: its copy is made after the answer has gone out, waits in a queue of its own limit, goes only
-to a version that has nothing else waiting, and is dropped with a count otherwise. It scores the request, compares its
-outputs with the answer that the client got, next to the model, and tells the agent only how they compared.
+A shadow must never be felt: its copy is made after the answer has gone out, waits in a queue with a limit of its own,
+and is dropped with a count where that is full. It scores the request, compares its outputs with the answer that the
+client got, next to the model, and tells the agent only how they compared.
 
 One object is one split: a change makes another, in one assignment, so each request sees the split before or after it.
 """
@@ -14,6 +14,7 @@ import functools
 import random
 import struct
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -79,7 +80,7 @@ class Shadow:
 
     low = False
     shadow = True
-    after = None
+    after: Callable[[int, bytes], None] | None = None
 
     def __init__(self, version: Version, item: Item, json: int, body: bytes) -> None:
         self._version = version

@@ -9,23 +9,26 @@ back; an environment that brings its own comes first, and its worker then uses t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
-SHARED = frozenset(("skerry_agent", "skerry_modules", "msgspec", "numpy"))
+SHARED = ("skerry_agent", "skerry_modules", "msgspec", "numpy")
 """What the agent lends to an environment. ``skerry.resolving`` holds environments to versions that fit these."""
+RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino", "openvino_telemetry", "packaging")}
+"""And what the other steps of a pipeline run on."""
 
 
 class Lent:
     """A finder that is asked last, knows a few names only, and finds them where the agent does."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, names: Iterable[str], paths: Sequence[str]) -> None:
+        self._names = frozenset(names)
         self._paths = list(paths)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: object | None = None
     ) -> ModuleSpec | None:
-        if path is None and name in SHARED:
+        if path is None and name in self._names:
             return PathFinder.find_spec(name, self._paths)
         return None
 
@@ -33,8 +36,12 @@ class Lent:
 def main() -> None:
     engine, control, *paths = sys.argv[1:]
     sys.dont_write_bytecode = True  # an environment stays as it was built and checked
-    sys.meta_path.append(Lent(paths))
+    runtimes = [name for one in engine.split("+") for name in RUNTIMES.get(one, ())]
+    sys.meta_path.append(Lent((*SHARED, *runtimes), paths))
+    from skerry_agent.engines import _host
     from skerry_agent.serving import zygote
+
+    _host.lent_from(paths)
 
     sys.argv = [sys.argv[0], engine, control]
     zygote.main()

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     CAPTURE = 5  # parse a request and send it as a sample; run nothing
     CONFIGURE = 6
     FLUSH = 7  # hand over what was observed
+    SHADOW = 8  # score a copy and compare it with the answer that was given
     MEASURE = 32  # load a module only to measure it: see skerry_agent.profiling
     ANSWER = 64
     SAMPLE = 65

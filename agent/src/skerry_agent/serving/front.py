@@ -18,7 +18,7 @@ from skerry_agent.serving import oip
 from skerry_agent.serving.http import Exchange, HttpConnection
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
-from skerry_agent.serving.version import Version
+from skerry_agent.serving.version import Item, Version
 from skerry_modules.errors import InputError, ResourceError, SkerryError
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,12 @@ class Router(Protocol):
         """The versions behind a name that have served or do; raises SkerryError ``module.unknown``."""
         ...
 
-    def choose(self, model: str, version: str) -> Version:
+    def choose(self, model: str, version: str, key: bytes = b"") -> Version:
         """The version for one request; raises SkerryError ``module.unknown`` or ``scoring.not_ready``."""
+        ...
+
+    def follow(self, model: str, item: Item) -> None:
+        """Have copies of the request scored by the shadows behind a name."""
         ...
 
     @property
@@ -155,8 +159,10 @@ class HttpFront:
             exchange.reply(200, "", -1, b"{}")
 
     def _infer(self, exchange: Exchange, target: oip.Target) -> None:
-        version = self._router.choose(target.model, target.version)
+        version = self._router.choose(target.model, target.version, exchange.key)
         exchange.endpoint = target.model.encode()
+        if not target.version:
+            self._router.follow(target.model, exchange)
         timeout_s = exchange.timeout_s or version.manifest.resources.request_timeout_s
         if exchange.low:
             exchange.low = False

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import Any, Final, Protocol
 
+from skerry_agent.rules.split import MAX_KEY_BYTES
 from skerry_agent.serving import oip
 from skerry_agent.serving.settings import ServingSettings
 
@@ -30,6 +31,7 @@ _ERROR: Final = (
     b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nX-Skerry-Code: %b\r\nContent-Length: %d\r\n%b%b\r\n"
 )
 _EXTRA: Final[dict[int, bytes]] = {429: b"Retry-After: 1\r\n", 503: b"Retry-After: 1\r\n"}
+_LONG_KEY: Final = f"cannot take an X-Skerry-Key over {MAX_KEY_BYTES} bytes; send a shorter one, or a hash of it"
 _CLOSE: Final = b"Connection: close\r\n"
 _KEEP: Final = b"Connection: keep-alive\r\n"
 _JOIN_BYTES: Final = 64 * 1024
@@ -48,8 +50,11 @@ class Front(Protocol):
 class Exchange:
     """One request and its one answer."""
 
+    shadow = False
+
     __slots__ = (
         "_connection",
+        "after",
         "allow",
         "began",
         "body",
@@ -59,6 +64,7 @@ class Exchange:
         "json",
         "keep",
         "keep_header",
+        "key",
         "low",
         "method",
         "path",
@@ -79,6 +85,8 @@ class Exchange:
         self.allow = b""  # the header that a 405 has
         self.endpoint = b""
         self.extra = b""  # further headers of the answer
+        self.key = b""  # requests of one key go to one version of a split
+        self.after: Any = None  # see ``version.Item``
         self.low = False  # the client asked for low priority
         self.refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
         self.cancel: Any = None  # set by the front: called if the client leaves
@@ -123,6 +131,7 @@ class HttpConnection(asyncio.Protocol):
         self._json = -1
         self._timeout_s = 0.0
         self._low = False
+        self._key = b""
         self._complaint: tuple[int, str, str] | None = None
         self._expects = False
         self._head_size = 0
@@ -218,6 +227,10 @@ class HttpConnection(asyncio.Protocol):
                     self._timeout_s = int(value[:9]) / 1000
                 else:
                     self._complaint = (400, "request.invalid", "cannot read X-Skerry-Timeout-Ms: no number above 0")
+            case b"x-skerry-key":
+                self._key = value
+                if len(value) > MAX_KEY_BYTES:
+                    self._complaint = (400, "request.invalid", _LONG_KEY)
             case b"x-skerry-priority":
                 self._low = value.lower() == b"low"
             case _:
@@ -254,6 +267,7 @@ class HttpConnection(asyncio.Protocol):
         exchange.json = self._json
         exchange.timeout_s = self._timeout_s
         exchange.low = self._low
+        exchange.key = self._key
         exchange.keep_header = b"" if self._parser.get_http_version() != "1.0" else _KEEP
         self._parts = []
         self._phase, self._head_bytes, self._since = "idle", 0, time.monotonic()

@@ -68,6 +68,7 @@ class Load(msgspec.Struct, kw_only=True):
     report_s: float
     observe_one_in: int
     capture_rate: float  # −1: as the manifest says
+    cache_bytes: int = 1 << 30
     batch_rows: int = -1  # rows to score together, as proven before; 1: none; −1: prove it now
 
 

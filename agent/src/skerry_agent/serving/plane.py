@@ -3,7 +3,7 @@
 Implements ``ports.DataPlane``. Routes are replaced whole between two requests; a version that is no longer routed
 finishes what it was given, so that a swap drops nothing. Everything lives on one event loop.
 
-Does not handle: which versions to load or route (the brain decides), sticky splits and shadow routes.
+Does not handle: which versions to load or route (the brain decides).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,12 +21,13 @@ import msgspec
 from skerry_agent import engines
 from skerry_agent.ports import GoldenReport, VersionCounters
 from skerry_agent.serving import tensors
+from skerry_agent.serving.endpoint import Endpoint
 from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.front import HttpFront
 from skerry_agent.serving.nursery import Nursery
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
-from skerry_agent.serving.version import Version
+from skerry_agent.serving.version import Item, Version
 from skerry_modules.errors import BugError, InputError, PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Distribution, Route, Sample, Tensor
@@ -42,31 +42,6 @@ log = logging.getLogger(__name__)
 _EMPTY = VersionCounters(0, 0, 0, Distribution(), {}, {})
 
 
-class _Endpoint:
-    """A name that clients call and the versions behind it, with cumulative shares from 0 to 1."""
-
-    __slots__ = ("routes", "shares", "versions")
-
-    def __init__(self, routes: tuple[Route, ...], versions: tuple[Version, ...]) -> None:
-        self.routes = routes
-        self.versions = versions
-        total = sum(route.percent for route in routes)
-        self.shares: list[float] = []
-        running = 0.0
-        for route in routes:
-            running += route.percent / total
-            self.shares.append(running)
-
-    def choose(self) -> Version:
-        """By share; another that is ready where the chosen one is not."""
-        versions = self.versions
-        if len(versions) == 1:
-            return versions[0]
-        draw = random.random()
-        chosen = next((v for v, share in zip(versions, self.shares, strict=True) if draw < share), versions[-1])
-        return chosen if chosen.ready else next((version for version in versions if version.ready), chosen)
-
-
 class Plane:
     """See the module's docstring. ``on_exit`` and ``on_sample`` are called on the event loop."""
 
@@ -79,7 +54,7 @@ class Plane:
         self._front = HttpFront(settings, self)
         self._grpc: GrpcFront | None = None
         self._versions: dict[str, Version] = {}
-        self._endpoints: dict[str, _Endpoint] = {}
+        self._endpoints: dict[str, Endpoint] = {}
         self._nurseries: dict[tuple[str, str], Nursery] = {}  # by runtimes and environment
         self._homes: dict[str, tuple[str, str]] = {}  # which of them a version's workers come from
         self._capture_rate = -1.0
@@ -291,8 +266,11 @@ class Plane:
         if held is None:
             return
         for name, endpoint in list(self._endpoints.items()):
-            if held in endpoint.versions:
-                self._drop_version(name, endpoint, held)
+            left = endpoint.without(held)
+            if left is not None:
+                self._endpoints[name] = left
+            elif held in endpoint.versions:
+                del self._endpoints[name]
         await held.stop(self.settings.drain_timeout_s if drain_s is None else drain_s)
         if self._versions.get(digest) is held:
             del self._versions[digest]
@@ -300,15 +278,6 @@ class Plane:
             if home not in self._homes.values() and (nursery := self._nurseries.pop(home, None)):
                 nursery.close()
         self._restore_device(held.manifest.engine)
-
-    def _drop_version(self, name: str, endpoint: _Endpoint, version: Version) -> None:
-        left = [
-            (route, one) for route, one in zip(endpoint.routes, endpoint.versions, strict=True) if one is not version
-        ]
-        if left:
-            self._endpoints[name] = _Endpoint(tuple(route for route, _ in left), tuple(one for _, one in left))
-        else:
-            del self._endpoints[name]
 
     def take_counters(self, digest: str) -> VersionCounters:
         """Counters since the last call; zero for an unknown digest."""
@@ -353,13 +322,20 @@ class Plane:
 
     # -- routes
 
-    def set_routes(self, endpoint: str, routes: tuple[Route, ...], digests: tuple[str, ...]) -> None:
-        """From the next request on, ``endpoint`` goes to these versions; empty: 503.
+    def set_routes(
+        self,
+        endpoint: str,
+        routes: tuple[Route, ...],
+        digests: tuple[str, ...],
+        shadow: tuple[Route, ...] = (),
+        shadow_digests: tuple[str, ...] = (),
+    ) -> None:
+        """From the next request on, ``endpoint`` goes to these versions; empty: 503. ``shadow`` score copies.
 
         Raises:
             BugError: ``internal.bug``: a digest is not loaded, or shares do not add up.
         """
-        if len(routes) != len(digests) or any(digest not in self._versions for digest in digests):
+        if len(routes) != len(digests) or any(one not in self._versions for one in (*digests, *shadow_digests)):
             raise BugError("internal.bug", f"cannot route {endpoint}: a version is not loaded; load it first")
         live = [
             (route, self._versions[digest]) for route, digest in zip(routes, digests, strict=True) if route.percent > 0
@@ -368,7 +344,8 @@ class Plane:
             raise BugError("internal.bug", f"cannot route {endpoint}: all shares are 0")
         for _, version in live:
             version.admitted = True
-        made = _Endpoint(tuple(route for route, _ in live), tuple(version for _, version in live))
+        copies = [(route, self._versions[one]) for route, one in zip(shadow, shadow_digests, strict=True)]
+        made = Endpoint(endpoint, live, copies)
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
         for version in before.versions if before is not None and live else ():
@@ -403,12 +380,18 @@ class Plane:
         names = ", ".join(self._endpoints) or "none"
         raise InputError("module.unknown", f"cannot find {what}: this device serves {names}")
 
-    def choose(self, model: str, version: str) -> Version:
+    def follow(self, model: str, item: Item) -> None:
+        """Have copies of a request scored by the shadows behind ``model``, once it is answered."""
+        endpoint = self._endpoints.get(model)
+        if endpoint is not None and endpoint.shadows:
+            item.after = endpoint.follow(item)
+
+    def choose(self, model: str, version: str, key: bytes = b"") -> Version:
         """The version for one request. One whose worker is being restarted takes requests: they wait in its queue."""
         if not version:
             endpoint = self._endpoints.get(model)
             if endpoint is not None and endpoint.versions:
-                return endpoint.choose()
+                return endpoint.choose(key)
         return self.find(model, version)[0]
 
     # -- the agent's own requests
@@ -435,6 +418,8 @@ class Plane:
         """
         version = self.choose(model, version_name)
         call = _Call(model.encode(), json, body)
+        if not version_name:
+            self.follow(model, call)
         ticket = version.submit(call, timeout_s or version.manifest.resources.request_timeout_s)
         try:
             status, code, json, body = await call.answered
@@ -462,12 +447,14 @@ class Plane:
 class _Call:
     """A request of the agent itself: an ``Item`` that fills a future."""
 
-    __slots__ = ("answered", "began", "body", "endpoint", "json")
+    __slots__ = ("after", "answered", "began", "body", "endpoint", "json")
 
     low = False
+    shadow = False
 
     def __init__(self, endpoint: bytes, json: int, body: bytes) -> None:
         self.endpoint = endpoint
+        self.after: Callable[[int, bytes], None] | None = None
         self.json = json
         self.body = body
         self.began = time.monotonic()

@@ -29,6 +29,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         low_wait_s: a request of low priority waits until the version has nothing else to do, or for so long.
         window: requests on their way to one worker at once.
         window_bytes: and their bytes (at least one request always goes).
+        shadow_requests: copies of requests that one version may have waiting or under way in shadow; more are dropped.
+        shadow_bytes: and their bytes, with those of the answers that they are compared with.
         drain_timeout_s: how long an unload waits for requests in flight.
         kill_limit: a request that was being scored when so many workers died is quarantined.
         respawn_delay_s: pause before a worker that scored nothing is started again; doubled each time.
@@ -38,6 +40,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         log_lines: lines of a model's own output that are kept for the reason of its end.
         zygote_timeout_s: how long an engine may take to import.
         cache_entries: compiled models that are kept.
+        cache_bytes: and their bytes together; the one used last stays in any case.
         repository_control: whether clients may load and unload versions that the device holds and has verified.
     """
 
@@ -61,6 +64,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     low_wait_s: float = 0.25
     window: int = 16
     window_bytes: int = 1024 * 1024
+    shadow_requests: int = 32
+    shadow_bytes: int = 16 * 1024 * 1024
     drain_timeout_s: float = 30.0
     kill_limit: int = 2
     respawn_delay_s: float = 0.02
@@ -70,4 +75,5 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_lines: int = 50
     zygote_timeout_s: float = 60.0
     cache_entries: int = 16
+    cache_bytes: int = 1024 * 1024 * 1024
     repository_control: bool = True

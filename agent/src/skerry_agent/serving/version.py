@@ -12,6 +12,7 @@ import logging
 import signal
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,8 @@ import msgspec
 from skerry_agent.ports import VersionCounters
 from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.counters import Counters
+from skerry_agent.serving.endpoint import Shadow
 from skerry_agent.serving.exits import in_step
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.link import WorkerLink
@@ -28,8 +31,8 @@ from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.yielding import Recent, Room
 from skerry_modules import messages
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
-from skerry_modules.histogram import Histogram
 from skerry_modules.manifest import Manifest
+from skerry_modules.messages import Agreement
 from skerry_modules.profiles import Limits
 
 log = logging.getLogger(__name__)
@@ -165,9 +168,8 @@ class Version:
             item = ticket.item
             body = item.body
             flags = frames.ALONE if ticket.alone else 0
-            head = frames.pack(
-                Kind.INFER, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags
-            )
+            kind = Kind.SHADOW if item.shadow else Kind.INFER
+            head = frames.pack(kind, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags)
             send(head, body)
 
     def _on_frame(self, link: WorkerLink, frame: Frame) -> None:
@@ -187,7 +189,7 @@ class Version:
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
         elif frame.kind == Kind.OBSERVED:
-            self._merge(msgspec.msgpack.decode(frame.body, type=orders.Observed))
+            self._counters.observed(msgspec.msgpack.decode(frame.body, type=orders.Observed))
 
     def _finish(  # noqa: PLR0917
         self, ticket: Ticket, now: float, status: int, code: str, json: int, body: bytes
@@ -200,15 +202,8 @@ class Version:
             if not item.shadow:
                 self.recent.add(now, seconds)
         item.reply(status, code, json, body)
-
-    def _merge(self, found: orders.Observed) -> None:
-        for into, news in ((self._inputs, found.inputs), (self._outputs, found.outputs)):
-            for name, wire in news.items():
-                histogram = Histogram.from_wire(wire)
-                if name in into:
-                    into[name].merge(histogram)
-                else:
-                    into[name] = histogram
+        if status == 200 and item.after is not None:
+            item.after(json, body)
 
     @property
     def idle(self) -> bool:
@@ -218,20 +213,34 @@ class Version:
     @property
     def traffic(self) -> tuple[int, int]:
         """(requests, errors) since the counters were taken."""
-        return self._requests, self._errors
+        return self._counters.traffic
 
     def take_counters(self) -> VersionCounters:
-        counters = VersionCounters(
-            requests=self._requests,
-            errors=self._errors,
-            rejected=self._rejected,
-            latency_us=self._latency.to_wire(),
-            inputs={name: histogram.to_wire() for name, histogram in self._inputs.items()},
-            outputs={name: histogram.to_wire() for name, histogram in self._outputs.items()},
-        )
-        self._requests = self._errors = self._rejected = 0
-        self._latency, self._inputs, self._outputs = Histogram(), {}, {}
-        return counters
+        return self._counters.take()
+
+    # -- in shadow
+
+    def shadow(self, item: Item, json: int, body: bytes) -> None:
+        """Score a copy of a request that was answered with ``body``, unless this version is busy."""
+        size = len(item.body) + len(body)
+        settings = self._settings
+        if (
+            not self.ready
+            or self._shadows >= (1 if self.admitted else settings.shadow_requests)
+            or (self._shadows and self._shadow_bytes + size > settings.shadow_bytes)
+        ):
+            self._counters.compared(item.endpoint, Agreement(dropped=1))
+            return
+        made = Shadow(self, item, json, body)
+        self._shadows += 1
+        self._shadow_bytes += len(made.body)
+        self.submit(made, self.manifest.resources.request_timeout_s)
+
+    def shadowed(self, copy: Shadow, found: Agreement) -> None:
+        """A copy came to its end."""
+        self._shadows -= 1
+        self._shadow_bytes -= len(copy.body)
+        self._counters.compared(copy.endpoint, found)
 
     # -- deadlines
 
@@ -312,6 +321,7 @@ class Version:
             version=self.number,
             cache=self._settings.cache,
             cache_entries=self._settings.cache_entries,
+            cache_bytes=self._settings.cache_bytes,
             report_s=self._settings.report_s,
             observe_one_in=self._settings.observe_one_in,
             capture_rate=self._capture_rate,
@@ -420,7 +430,8 @@ class Version:
         if len(self._marks) >= _MARKS:
             self._marks.pop(next(iter(self._marks)))
         self._marks[_mark(ticket.item.body)] = None
-        self._captures.append(ticket)
+        if not ticket.item.shadow:
+            self._captures.append(ticket)
         self._finish(ticket, time.monotonic(), *_quarantined())
 
     def set_capture_rate(self, rate: float) -> None:

@@ -29,6 +29,7 @@ from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, oip, orders
 from skerry_agent.serving.codec import Answer, Codec, Request
+from skerry_agent.serving.endpoint import SHADOW_HEAD
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.observe import Observer
 from skerry_modules import messages
@@ -81,6 +82,8 @@ class Worker:
                 waiting = []
             if frame.kind == Kind.INFER:
                 self._infer(frame)
+            elif frame.kind == Kind.SHADOW:
+                self._shadow(frame)
             else:
                 self._control(frame)
         if len(waiting) == 1:
@@ -112,6 +115,22 @@ class Worker:
             self._fail(frame, error)
             return
         self._send(_answer(frame, answer))
+        self._note(frame, request, outputs)
+
+    def _shadow(self, frame: Frame) -> None:
+        """Score a copy of a request, and tell how the outputs compare with the answer that the client was given."""
+        from skerry_agent.serving import compare
+
+        size, json = SHADOW_HEAD.unpack_from(frame.body)
+        end = SHADOW_HEAD.size + size
+        try:
+            request = self._codec.parse(frame.body[SHADOW_HEAD.size : end], frame.json)
+            outputs = self._score(request.inputs)
+            found = compare.compare(self._manifest, compare.read_answer(json, frame.body[end:]), outputs)
+        except Exception as error:
+            self._fail(frame, error)
+            return
+        self._send(frames.whole(Kind.ANSWER, frame.number, messages.encode(found), status=200))
         self._note(frame, request, outputs)
 
     def _infer_many(self, found: list[Frame]) -> None:
@@ -217,7 +236,7 @@ class Worker:
         cache = Path(order.cache)
         self._model = engines.get(order.manifest.engine).load(self._folder, order.manifest, cache)
         if order.cache:
-            _host.prune(cache, order.cache_entries)
+            _host.prune(cache, order.cache_entries, order.cache_bytes)
         self._codec = Codec(order.manifest, order.version)
         self._outputs = tuple(spec.name for spec in order.manifest.outputs)
         self._observer = Observer(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from skerry_agent.serving import oip
@@ -58,6 +59,8 @@ class Low:
     __slots__ = ("_exchange", "_room", "began", "body", "endpoint", "json", "ticket", "timeout_s")
 
     low = True
+    shadow = False
+    after: Callable[[int, bytes], None] | None = None
 
     def __init__(self, room: Room, exchange: Exchange, timeout_s: float) -> None:
         self._room = room
