@@ -245,7 +245,7 @@ class Driver:
             case fx.Warm(digest, timeout_s):
                 self._background(effect, digest, lambda: self._warm(digest), timeout_s)
             case fx.SetRoutes(endpoint, routes, digests):
-                self._plane.set_routes(endpoint, routes, digests)
+                self._plane.set_routes(endpoint, routes, digests, effect.shadow, effect.shadow_digests)
                 self._watcher.routed(endpoint, digests)
             case fx.Unload(digest):
                 self._unload(digest)

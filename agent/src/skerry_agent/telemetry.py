@@ -1,8 +1,8 @@
 """What the versions did, on its way to the hub and to the soak.
 
 Every ``traffic_s`` the brain hears how many requests each version had and how many failed; every ``telemetry_s`` the
-counters of each version are taken and become one :class:`~skerry_modules.messages.Telemetry`. A version that did
-nothing in a window says nothing: an idle fleet is silent.
+counters of each version are taken and become one :class:`~skerry_modules.messages.Telemetry` per endpoint and role. A
+version that did nothing in a window says nothing: an idle fleet is silent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from skerry_agent.ports import DataPlane
+from skerry_agent.ports import DataPlane, PartCounters
 from skerry_agent.rules.effects import Traffic
 from skerry_agent.spool import wall_ms
 from skerry_modules.manifest import Manifest
@@ -25,7 +25,7 @@ class _Version:
         self.module = module
         self.version = version
         self.inputs = inputs
-        self.endpoint = ""
+        self.endpoints: set[str] = set()
         self.start = wall_ms()
         self.told = (0, 0)  # requests and errors of this window that the brain has heard of
 
@@ -69,21 +69,26 @@ class Telemeter:
     def routed(self, endpoint: str, digests: tuple[str, ...]) -> None:
         for digest, version in self._versions.items():
             if digest in digests:
-                version.endpoint = endpoint
-            elif version.endpoint == endpoint:
-                version.endpoint = ""
+                version.endpoints.add(endpoint)
+            else:
+                version.endpoints.discard(endpoint)
 
     def specs_of(self, endpoint: str) -> tuple[TensorSpec, ...] | None:
         """The declared inputs of the version that an endpoint routes to; None while there is none."""
         for version in self._versions.values():
-            if version.endpoint == endpoint:
+            if endpoint in version.endpoints:
                 return version.inputs
         return None
 
     def names(self) -> list[dict[str, Any]]:
         """What is loaded, for status."""
         return [
-            {"digest": digest, "module": one.module, "version": one.version, "endpoint": one.endpoint}
+            {
+                "digest": digest,
+                "module": one.module,
+                "version": one.version,
+                "endpoint": ", ".join(sorted(one.endpoints)),
+            }
             for digest, one in self._versions.items()
         ]
 
@@ -113,21 +118,33 @@ class Telemeter:
     def _send(self, digest: str, version: _Version) -> None:
         start, version.start = version.start, wall_ms()
         counters, version.told = self._plane.take_counters(digest), (0, 0)
-        if not (counters.requests or counters.errors or counters.rejected):
-            return
-        self._put(
-            Telemetry(
-                module=version.module,
-                version=version.version,
-                digest=digest,
-                endpoint=version.endpoint or version.module,
-                start=start,
-                end=version.start,
+        parts = counters.parts or (
+            PartCounters(
+                endpoint=min(version.endpoints, default=version.module),
                 requests=counters.requests,
                 errors=counters.errors,
                 rejected=counters.rejected,
                 latency_us=counters.latency_us,
-                inputs=counters.inputs,
-                outputs=counters.outputs,
-            )
+            ),
         )
+        busiest = max(parts, key=lambda part: part.requests)
+        for part in parts:
+            if part.requests or part.errors or part.rejected or part.agreement.dropped:
+                self._put(
+                    Telemetry(
+                        module=version.module,
+                        version=version.version,
+                        digest=digest,
+                        endpoint=part.endpoint or version.module,
+                        start=start,
+                        end=version.start,
+                        requests=part.requests,
+                        errors=part.errors,
+                        rejected=part.rejected,
+                        latency_us=part.latency_us,
+                        inputs=counters.inputs if part is busiest else {},
+                        outputs=counters.outputs if part is busiest else {},
+                        role=part.role,
+                        agreement=part.agreement,
+                    )
+                )

@@ -64,7 +64,7 @@ class World:
     async def unload(self, digest: str) -> None:
         self.log.append(("unload", digest))
 
-    def set_routes(self, endpoint: str, routes: Any, digests: Any) -> None:
+    def set_routes(self, endpoint: str, routes: Any, digests: Any, *_: Any) -> None:
         if endpoint == "broken":
             raise RuntimeError("a fault of the data plane")
         self.log.append(("routes", endpoint, digests))
