@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.serving.harness import Running
+from agent.serving.test_pipeline import mixed
 from skerry import environments as client
 from skerry_agent.device_health import facts
 from skerry_agent.disk import Disk
@@ -109,8 +110,8 @@ def serve(device: Device, *modules: tuple[str, Index], then: Callable[[Running],
         plane.close()
 
 
-def score(plane: Running, name: str) -> Any:
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0]}
+def score(plane: Running, name: str, times: float = 1.0) -> Any:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [times, 2 * times, 3 * times, 4 * times]}
     answer = plane.ask("POST", f"/v2/models/{name}/infer", {"inputs": [tensor]})
     return answer.json["outputs"][0]["data"] if answer.status == 200 else answer.json
 
@@ -146,6 +147,30 @@ def run(inputs):
 """
     digest, index, _ = device.install(packed(script=script))
     assert serve(device, (digest, index), then=lambda plane: score(plane, "scorer")) == [3.0]
+
+
+def test_a_pipeline_has_its_packages_and_the_agents_runtimes(
+    device: Device, packed: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, index, _ = device.install(packed())
+    script = "import greeting\ndef run(inputs):\n    return {'x': inputs['x'] * greeting.FACTOR}\n"
+    module = mixed(tmp_path / "plain"), mixed(tmp_path / "tripled")
+    (module[1].folder / "halve.py").write_text(script)
+    plane = Running(ServingSettings(http="127.0.0.1:0", cache="", report_s=0.1))
+    try:
+        limits, found = profiles.get(here()).limits, []
+        for number, (one, environment) in enumerate(zip(module, ("", str(device.environment(index))), strict=True), 1):
+            told = plane.call(
+                plane.plane.load(one.digest, one.folder, one.manifest, number, limits, environment=environment)
+            )
+            route = (Route(module="chain", version=number, percent=100.0),)
+            plane.do(lambda n=number, r=route, d=one.digest: plane.plane.set_routes(f"chain-{n}", r, (d,)))  # type: ignore[misc]
+            # The plain one halves what it is given, the other multiplies it by what its package says: 3.
+            found.append((told["engine"], score(plane, f"chain-{number}", 0.1 if environment else 0.6)))
+    finally:
+        plane.close()
+    assert found[0][0] == found[1][0]  # the same runtimes, and their versions are known in the environment too
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
 
 
 def test_modules_with_the_same_lock_share_an_environment_and_its_zygote(

@@ -17,9 +17,8 @@ from . import wheels
 from .conftest import HERE, PYTHON, MakeModule, here
 
 
-def pack(folder: Path, target: Path, **options: bool) -> package.Packed:
-    bundle = client.prepare(folder, package.read_folder(folder), **options)
-    return package.write_package(folder, target, bundle=bundle)
+def pack(folder: Path, target: Path, *, relock: bool = False) -> package.Packed:
+    return client.pack(folder, target, relock=relock)
 
 
 def test_what_requirements_need_is_bundled_and_locked(stocked: Path, make_module: MakeModule, tmp_path: Path) -> None:

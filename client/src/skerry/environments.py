@@ -25,7 +25,7 @@ from skerry.types import EnvironmentDetail
 from skerry_modules import environments, package, profiles
 from skerry_modules.environments import Bundle, Lock, LockFile, Target, Wheel
 from skerry_modules.errors import InputError, PeerError
-from skerry_modules.manifest import Manifest
+from skerry_modules.manifest import Manifest, engines_of
 from skerry_modules.trust import SigningKey
 
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ def targeted(manifest: Manifest) -> list[profiles.Profile]:
     return [
         profile
         for profile in profiles.shipped().values()
-        if profile.engine(manifest.engine)
+        if all(profile.engine(engine) for engine in engines_of(manifest))
         and (not targets.architectures or profile.architecture in targets.architectures)
     ]
 

@@ -282,7 +282,7 @@ def _environment_problems(manifest: Manifest) -> list[tuple[str, str]]:
     for number, python in enumerate(wanted.python):
         if not re.fullmatch(r"3\.[0-9]{1,2}", python):
             found.append((f"environment.python[{number}]", f"{python!r} is no Python version such as 3.12"))
-    if wanted.given and manifest.engine != "python":
+    if wanted.given and "python" not in engines_of(manifest):
         found.append(("environment", f"the engine {manifest.engine} runs no code of the module: only python does"))
     return found
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-
 _LENT: list[str] = []
 
 
