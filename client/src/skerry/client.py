@@ -20,6 +20,7 @@ from skerry.git import GitState
 from skerry.problems import problem_of, unreachable
 from skerry.types import (
     AuditEntry,
+    Command,
     Device,
     Environment,
     EnvironmentDetail,
@@ -36,12 +37,14 @@ from skerry.types import (
     Sample,
     SampleFile,
     Status,
+    StoredProfile,
     TelemetryReport,
     Version,
     VersionDetail,
 )
 from skerry_modules import package
 from skerry_modules.errors import ResourceError
+from skerry_modules.measurement import ModuleProfile, to_builtins
 
 DEFAULT_URL: Final = "http://127.0.0.1:8420"
 TIMEOUT_S: Final = 30.0
@@ -195,6 +198,26 @@ class Client:
 
     def delete_model(self, name: str, *, reason: str = "") -> None:
         self._delete(f"models/{_part(name)}", reason)
+
+    # -- what versions were measured to need ---------------------------------------------------------------------------
+
+    def profiles_of(self, name: str, version: int) -> list[StoredProfile]:
+        """The newest profile of a version from each machine, newest first."""
+        found = self._get(f"models/{_part(name)}/versions/{version}/profiles", dict[str, Any])
+        return [self._convert(item, StoredProfile) for item in found["items"]]
+
+    def add_profile(self, name: str, version: int, profile: ModuleProfile) -> StoredProfile:
+        """Keep what was measured on a machine that is no device."""
+        body = {"profile": to_builtins(profile)}
+        return self._send("POST", f"models/{_part(name)}/versions/{version}/profiles", StoredProfile, json=body)
+
+    def measure(self, name: str, version: int, device: str, **wishes: Any) -> Command:
+        """Have a device measure a version that is installed there; :meth:`command` tells how it goes."""
+        body = {"device": device, **wishes}
+        return self._send("POST", f"models/{_part(name)}/versions/{version}/profiles/measure", Command, json=body)
+
+    def command(self, command: str) -> Command:
+        return self._get(f"commands/{_part(command)}", Command)
 
     # -- environments ------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,50 @@ from typing import Any, Final
 import msgspec
 
 from skerry_modules.environments import Lock
+from skerry_modules.measurement import ModuleProfile
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     pass
+
+
+class StoredProfile(_Answer, frozen=True, kw_only=True):
+    """What a version was measured to need on one machine. ``device`` empty: a machine that is no device."""
+
+    name: str
+    version: int
+    device: str
+    profile: str
+    simulated: bool
+    memory_mb: int
+    measured_by: str
+    at: int
+    body: ModuleProfile
+
+
+class Command(_Answer, frozen=True, kw_only=True):
+    """Something a device was told to do. ``state``: sent, running, done or failed; times in ms."""
+
+    id: str
+    device: str
+    name: str
+    state: str
+    module: str = ""
+    version: int = 0
+    progress: float = 0.0
+    code: str = ""
+    message: str = ""
+    data: dict[str, Any] = {}
+    created_by: str = ""
+    reason: str = ""
+    created_at: int = 0
+    deadline_at: int = 0
+    updated_at: int = 0
+    ended_at: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at > 0
 
 
 class Status(_Answer, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One setting's numbers, from ``runs`` runs in ``rounds`` rounds after a warm-up.
 
     ``spread`` is (largest − smallest) / median of the rounds' medians: what two settings must differ by to differ.
+    ``p99_low_us`` is the best round's p99: what else the machine does only ever adds, so settings are judged by it.
     CPU is of the worker process: ``cpu_percent`` of one core while it scored, ``cpu_us_per_row`` per row; −1 for
     ``others_percent`` (0–100 of all cores, used by everything else meanwhile) where the machine does not tell.
 
@@ -47,6 +48,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     p50_us: float
     p90_us: float
     p99_us: float
+    p99_low_us: float
     max_us: float
     spread: float
     rows_per_s: float

@@ -34,13 +34,13 @@ def measured(engine: str = "onnx", threads: int = 1, batch: int = 1, **numbers: 
         "golden": "passed",
         **numbers,
     }
+    fields = {"p99_low_us": fields["p99_us"], "others_percent": 0.0, **fields}
     return Measurement(
         setting=Setting(engine=engine, threads=threads, batch=batch),
         engine_version="1",
         runs=100,
         rounds=5,
         cpu_percent=100.0,
-        others_percent=0.0,
         first_load_ms=1.0,
         load_ms=1.0,
         peak_mb=60.0,
@@ -53,6 +53,7 @@ SETTINGS = st.tuples(st.sampled_from(["onnx", "openvino"]), st.integers(1, 8), s
 NUMBERS = st.fixed_dictionaries(
     {
         "p99_us": POSITIVE,
+        "p99_low_us": POSITIVE,
         "rows_per_s": POSITIVE,
         "cpu_us_per_row": POSITIVE,
         "limit_mb": st.floats(0.1, 4000),
@@ -78,11 +79,11 @@ def test_what_is_recommended_was_measured_is_near_the_best_and_nothing_near_is_c
     (chosen,) = [one for one in good if one.setting == best.setting]
     rivals = [one for one in good if one.setting.batch == chosen.setting.batch]
     assert chosen.setting.batch == min(one.setting.batch for one in good)
-    fastest = min(rivals, key=lambda one: (one.p99_us, one.setting))
+    fastest = min(rivals, key=lambda one: (one.p99_low_us, one.setting))
     allowed = min(max(tolerance, fastest.spread), max(wishes.tolerance_max, tolerance))
-    assert chosen.p99_us <= fastest.p99_us * (1 + allowed)
+    assert chosen.p99_low_us <= fastest.p99_low_us * (1 + allowed)
     cheaper = [one for one in rivals if one.cpu_us_per_row < chosen.cpu_us_per_row]
-    assert all(one.p99_us > fastest.p99_us * (1 + allowed) for one in cheaper)
+    assert all(one.p99_low_us > fastest.p99_low_us * (1 + allowed) for one in cheaper)
     same = [o for o in good if (o.setting.engine, o.setting.threads) == (best.setting.engine, best.setting.threads)]
     used = [one.limit_mb for one in same if one.setting.batch <= best.max_rows]
     assert best.memory_mb >= max(used) + max(wishes.margin_mb, wishes.margin * max(used))
@@ -127,9 +128,18 @@ def test_the_reasons_name_the_numbers() -> None:
     assert best is not None
     assert (best.setting, best.max_rows, best.memory_mb) == (Setting(engine="onnx", threads=1), 8, 86)
     setting, batch, memory = best.reasons
-    assert "within 10% of the best p99, 0.1 ms of onnx with 2 threads" in setting
+    assert "within 10% of the best, 0.1 ms of onnx with 2 threads" in setting
     assert "5.0 times" in batch, "batch 32 is too slow, however many rows it scores"
     assert "70.0 MB" in memory
+
+
+def test_what_else_the_machine_did_does_not_choose_and_is_told() -> None:
+    """One thread met other work in most of its rounds: its pooled p99 is tenfold, its best round's is not."""
+    disturbed = measured("onnx", 1, p99_us=1000.0, p99_low_us=101.0, others_percent=70.0)
+    best = recommend.recommend([disturbed, measured("onnx", 2, cpu_us_per_row=170.0)], Wishes())
+    assert best is not None
+    assert best.setting.threads == 1
+    assert best.reasons[-1].startswith("careful: other work took up to 70 % of the machine")
 
 
 def test_what_fails_its_golden_test_is_never_recommended() -> None:

@@ -53,6 +53,7 @@ def test_numbers_hang_together_for_each_engine_and_batch(tmp_path: Path) -> None
     assert sorted(settings) == sorted((engine, 1, batch) for engine in ("onnx", "openvino") for batch in (1, 8))
     for one in found.measurements:
         assert 0 < one.p50_us <= one.p90_us <= one.p99_us <= one.max_us
+        assert one.p99_low_us <= one.p99_us * 1.01
         assert one.rounds == 5
         assert one.runs >= 10
         assert one.limit_mb > 0

@@ -130,6 +130,7 @@ def _score(model: LoadedModel, inputs: Arrays, batch: int, seconds: float, watch
         p50_us=round(float(p50), 2),
         p90_us=round(float(p90), 2),
         p99_us=round(float(p99), 2),
+        p99_low_us=round(min(float(np.percentile(one, 99)) for one in rounds) * 1e6, 2),
         max_us=round(float(every.max()), 2),
         spread=round((max(medians) - min(medians)) / statistics.median(medians), 4),
         rows_per_s=round(rows / took, 2),

@@ -26,6 +26,7 @@ class Timed(msgspec.Struct, kw_only=True):
     p50_us: float
     p90_us: float
     p99_us: float
+    p99_low_us: float
     max_us: float
     spread: float
     rows_per_s: float

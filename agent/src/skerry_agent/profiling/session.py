@@ -333,6 +333,7 @@ def _measurement(way: Way, one: Timed, first: Measured, found: Measured) -> Meas
         p50_us=one.p50_us,
         p90_us=one.p90_us,
         p99_us=one.p99_us,
+        p99_low_us=one.p99_low_us,
         max_us=one.max_us,
         spread=one.spread,
         rows_per_s=one.rows_per_s,

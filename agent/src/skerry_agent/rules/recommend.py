@@ -1,7 +1,8 @@
 """Which setting a module should run with, judged from measured ones alone.
 
 * Engine and threads: of the settings whose p99 for one row is within a tolerance of the best, the cheapest. Cheap is
-  CPU time per row first (it is what other modules and the battery lack), then threads, then memory. The tolerance is
+  CPU time per row first (it is what other modules and the battery lack), then threads, then memory. The p99 compared
+  is that of a setting's best round, since what else the machine does only ever adds to it; and the tolerance is
   widened to the best setting's own spread: what the measurement cannot tell apart is not told apart.
 * Batch: rows per request that are worth scoring together. The smallest batch within the tolerance of the best
   throughput, of those that keep their p99 under the latency limit, if it beats single rows by :data:`WORTH`.
@@ -22,6 +23,8 @@ from skerry_modules.measurement import Measurement, Recommendation, Setting
 
 WORTH: Final = 1.2
 """Times the throughput of single rows that a batch must reach: less is not worth the latency."""
+BUSY_PERCENT: Final = 25.0
+"""Of the whole machine: what others take beyond this is told with the recommendation."""
 FAILED: Final = "failed"
 
 
@@ -48,9 +51,9 @@ def recommend(found: Sequence[Measurement], wishes: Wishes, *, prefer: str = "")
         return None
     smallest = min(one.setting.batch for one in good)
     single = [one for one in good if one.setting.batch == smallest]
-    best = min(single, key=lambda one: (one.p99_us, one.setting))
+    best = min(single, key=lambda one: (one.p99_low_us, one.setting))
     tolerance = min(max(wishes.tolerance, best.spread), max(wishes.tolerance_max, wishes.tolerance))
-    near = [one for one in single if one.p99_us <= best.p99_us * (1 + tolerance)]
+    near = [one for one in single if one.p99_low_us <= best.p99_low_us * (1 + tolerance)]
     chosen = min(near, key=lambda one: _cost(one, prefer))
     same = [one for one in good if _way(one.setting) == _way(chosen.setting)]
     batch = _batch(same, chosen, wishes)
@@ -59,6 +62,7 @@ def recommend(found: Sequence[Measurement], wishes: Wishes, *, prefer: str = "")
         _why_setting(chosen, best, len(single), len(near), tolerance),
         _why_batch(batch, chosen, wishes),
         f"memory: at most {_highest(same, batch):.1f} MB counted towards the limit; with a margin, {memory} MB",
+        *_doubts(good),
     )
     return Recommendation(
         setting=chosen.setting,
@@ -107,12 +111,14 @@ def _why_setting(chosen: Measurement, best: Measurement, count: int, near: int, 
     name = f"{chosen.setting.engine} with {_threads(chosen.setting.threads)}"
     if count == 1:
         return f"{name}: the only way to run it that was measured"
-    if chosen is best and near == 1:
-        return f"{name}: its p99 of {_ms(chosen.p99_us)} is the best of {count}, and no other is within {tolerance:.0%}"
-    share = f"the best p99, {_ms(best.p99_us)} of {best.setting.engine} with {_threads(best.setting.threads)}"
+    p99 = _ms(chosen.p99_low_us)
+    if chosen is best:
+        others = "no other is" if near == 1 else f"the {near - 1} others take more CPU that are"
+        return f"{name}: its p99 of {p99} is the best of {count}; {others} within {tolerance:.0%} of it"
+    fastest = f"{_ms(best.p99_low_us)} of {best.setting.engine} with {_threads(best.setting.threads)}"
     return (
-        f"{name}: p99 {_ms(chosen.p99_us)}, within {tolerance:.0%} of {share}; of the {near} of {count} within that, "
-        f"it takes the least CPU: {chosen.cpu_us_per_row:.0f} µs a row"
+        f"{name}: p99 {p99}, within {tolerance:.0%} of the best, {fastest}; of the {near} of {count} within that, it "
+        f"takes the least CPU: {chosen.cpu_us_per_row:.0f} µs a row"
     )
 
 
@@ -123,6 +129,13 @@ def _why_batch(batch: Measurement, single: Measurement, wishes: Wishes) -> str:
         f"batch {batch.setting.batch}: {batch.rows_per_s:.0f} rows/s, {batch.rows_per_s / single.rows_per_s:.1f} times "
         f"batch {single.setting.batch}, at a p99 of {_ms(batch.p99_us)} (limit {wishes.latency_ms:g} ms)"
     )
+
+
+def _doubts(found: Sequence[Measurement]) -> tuple[str, ...]:
+    most = max(one.others_percent for one in found)
+    if most < BUSY_PERCENT:
+        return ()
+    return (f"careful: other work took up to {most:.0f} % of the machine meanwhile; measure again when it is quieter",)
 
 
 def _threads(count: int) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from skerry import deploying, scaffold, wire
-from skerry.cli import devices, environments, export, keys_commands, models, modules, output, rollouts, samples
+from skerry.cli import devices, environments, export, keys_commands, models, modules, output, profiling, rollouts, samples
 from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName, Reason, TagList
 from skerry_modules.errors import InputError, SkerryError
@@ -35,6 +35,9 @@ for name, part in {
     "keys": keys_commands.app,
 }.items():
     app.add_typer(part, name=name)
+
+modules.app.command("profile")(profiling.profile)
+modules.app.command("profiles")(profiling.profiles)
 
 wire_app = typer.Typer(help="Look at what goes over MQTT.", no_args_is_help=True)
 app.add_typer(wire_app, name="wire")
