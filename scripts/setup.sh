@@ -36,7 +36,7 @@ if [ -n "$lock" ] && [ -f "$lock" ]; then
     "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps -e .
 else
     "$venv/bin/uv" pip install -q --python "$venv/bin/python" --group dev \
-        -e '.[hub,agent,onnx,openvino,postgres,simulators,train]'
+        -e '.[hub,agent,convert,onnx,openvino,postgres,simulators,train]'
 fi
 say "installing pynq (builds from source)"
 if ! "$venv/bin/uv" pip install -q --python "$venv/bin/python" ${lock:+-c "$lock"} 'pynq==4.0.0' >"$venv/pynq.log" 2>&1; then

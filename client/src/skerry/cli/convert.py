@@ -16,69 +16,80 @@ from skerry.cli.output import Json
 from skerry_modules.errors import InputError
 
 if TYPE_CHECKING:
-    from skerry.convert.report import Calibrator, Conversion, Precision, Progress, Target
+    from skerry.convert.report import Calibrator, Conversion, Options, Precision, Progress, Target
+
+
+Source = Annotated[
+    Path, typer.Argument(help="A module's folder or package, .onnx, .pkl or .joblib (scikit-learn), .pt2 (torch).")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The new module's folder. [default: NAME-ENGINE-PRECISION]")
+]
+To = Annotated[str, typer.Option("--to", help="The engine: onnx, or openvino (writes OpenVINO IR).")]
+PrecisionName = Annotated[str, typer.Option("--precision", help="f32, f16, int8-static or int8-dynamic.")]
+Name = Annotated[str, typer.Option("--name", help="The new module's name. [default: the original's]")]
+SampleFiles = Annotated[
+    list[Path], typer.Option("--samples", help=".npz, .parquet or a folder of them, to judge with; may be repeated.")
+]
+CalibrationFiles = Annotated[
+    list[Path],
+    typer.Option("--calibration", help="As --samples, for int8-static. [default: every other one of --samples]"),
+]
+Labels = Annotated[str, typer.Option("--labels", help="The array of right answers in an .npz.")]
+Argmax = Annotated[
+    list[str], typer.Option("--argmax", help="Output that chooses a class, or none. [default: all that have scores]")
+]
+Agreement = Annotated[
+    float, typer.Option("--min-agreement", min=0, max=1, help="Share of samples that must come out the same.")
+]
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        "--max-delta",
+        min=0,
+        help="Largest |Δ| of any float output. [default: 0.001 for f32, 0.01 for f16, 0.1 for int8, times the "
+        "output's spread where that is below 1]",
+    ),
+]
+CalibratorName = Annotated[str, typer.Option("--calibrator", help="int8-static: minmax, entropy or percentile.")]
+PerChannel = Annotated[bool, typer.Option(help="int8: a scale for each channel of a weight.")]
+ReduceRange = Annotated[bool, typer.Option("--reduce-range", help="int8: 7-bit weights, for processors without VNNI.")]
+CalibrationRows = Annotated[int, typer.Option(min=1, help="Samples to calibrate with, at most.")]
+GateRows = Annotated[int, typer.Option(min=1, help="Samples to judge with, at most.")]
+Timing = Annotated[float, typer.Option(min=0, help="Seconds of timing for each batch size; 0: none.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load a .pkl, .joblib or .pt2, which runs what its author wrote.")
+]
 
 
 def convert(
-    source: Annotated[
-        Path, typer.Argument(help="A module's folder or package, .onnx, .pkl or .joblib (scikit-learn), .pt2 (torch).")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new module's folder. [default: NAME-ENGINE-PRECISION]")
-    ] = None,
-    to: Annotated[str, typer.Option("--to", help="The engine: onnx, or openvino (writes OpenVINO IR).")] = "onnx",
-    precision: Annotated[str, typer.Option("--precision", help="f32, f16, int8-static or int8-dynamic.")] = "f32",
-    name: Annotated[str, typer.Option("--name", help="The new module's name. [default: the original's]")] = "",
-    samples: Annotated[
-        list[Path],
-        typer.Option("--samples", help=".npz, .parquet or a folder of them, to judge with; may be repeated."),
-    ] = [],
-    calibration: Annotated[
-        list[Path],
-        typer.Option("--calibration", help="As --samples, for int8-static. [default: every other one of --samples]"),
-    ] = [],
-    labels: Annotated[str, typer.Option("--labels", help="The array of right answers in an .npz.")] = "label",
-    argmax: Annotated[
-        list[str],
-        typer.Option("--argmax", help="Output that chooses a class, or none. [default: all that have scores]"),
-    ] = [],
-    min_agreement: Annotated[
-        float, typer.Option("--min-agreement", min=0, max=1, help="Share of samples that must come out the same.")
-    ] = 0.99,
-    max_delta: Annotated[
-        float | None,
-        typer.Option(
-            "--max-delta",
-            min=0,
-            help="Largest |Δ| of any float output. [default: 0.001 for f32, 0.01 for f16, 0.1 for int8, times the "
-            "output's spread where that is below 1]",
-        ),
-    ] = None,
-    calibrator: Annotated[
-        str, typer.Option("--calibrator", help="int8-static: minmax, entropy or percentile.")
-    ] = "minmax",
-    per_channel: Annotated[bool, typer.Option(help="int8: a scale for each channel of a weight.")] = True,
-    reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="int8: 7-bit weights, for processors without VNNI.")
-    ] = False,
-    calibration_rows: Annotated[int, typer.Option(min=1, help="Samples to calibrate with, at most.")] = 512,
-    gate_rows: Annotated[int, typer.Option(min=1, help="Samples to judge with, at most.")] = 10_000,
-    timing_s: Annotated[float, typer.Option(min=0, help="Seconds of timing for each batch size; 0: none.")] = 1.0,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Load a .pkl, .joblib or .pt2, which runs what its author wrote.")
-    ] = False,
+    source: Source,
+    out: Out = None,
+    to: To = "onnx",
+    precision: PrecisionName = "f32",
+    name: Name = "",
+    samples: SampleFiles = [],
+    calibration: CalibrationFiles = [],
+    labels: Labels = "label",
+    argmax: Argmax = [],
+    min_agreement: Agreement = 0.99,
+    max_delta: Delta = None,
+    calibrator: CalibratorName = "minmax",
+    per_channel: PerChannel = True,
+    reduce_range: ReduceRange = False,
+    calibration_rows: CalibrationRows = 512,
+    gate_rows: GateRows = 10_000,
+    timing_s: Timing = 1.0,
+    trust_pickle: TrustPickle = False,
     json: Json = False,
 ) -> None:
     """Convert or quantise a model, judge it sample by sample against its original, and write it as a module.
 
     What fails the gate is not written: exit code 1, and the worst samples are named.
     """
-    from skerry import convert as converting
+    from skerry.convert import Options
 
-    # Typer hands out text; the conversion checks it, and says what it takes.
-    engine, wanted = cast("Target", to), cast("Precision", precision)
-    target = out or Path(f"{name or scaffold.slug(source.resolve().stem)}-{to}-{precision}")
-    options = converting.Options(
+    options = Options(
         min_agreement=min_agreement,
         max_delta=max_delta,
         argmax=tuple(argmax),
@@ -91,23 +102,39 @@ def convert(
         timing_s=timing_s,
         trust_pickle=trust_pickle,
     )
+    target = out or Path(f"{name or scaffold.slug(source.resolve().stem)}-{to}-{precision}")
+    _run(source, target, to=to, precision=precision, name=name, data=(samples, calibration), options=options, json=json)
+
+
+def _run(
+    source: Path,
+    target: Path,
+    *,
+    to: str,
+    precision: str,
+    name: str,
+    data: tuple[list[Path], list[Path]],
+    options: Options,
+    json: bool,
+) -> None:
+    from skerry import convert as converting
+
     try:
         with _steps() as progress:
             report = converting.convert(
                 source,
                 target,
-                to=engine,
-                precision=wanted,
+                to=cast("Target", to),  # the conversion checks these, and says what it takes
+                precision=cast("Precision", precision),
                 name=name,
-                samples=samples or None,
-                calibration=calibration or None,
+                samples=data[0] or None,
+                calibration=data[1] or None,
                 options=options,
                 progress=progress,
             )
     except converting.GateFailed as error:
         _tell(error.report, json=json)
-        short = InputError(error.code, error.message)  # the report is on stdout already
-        output.fail(short, as_json=json)
+        output.fail(InputError(error.code, error.message), as_json=json)  # the report is on stdout already
         raise typer.Exit(output.EXIT_BAD) from error
     _tell(report, json=json)
     if not json:

@@ -122,21 +122,19 @@ def run(
     reference = runtimes.score_all(original.score, data.judged.inputs, rows, _step(progress, "score the original"))
     _make(original, target, work, precision=precision, data=data, options=options, progress=progress)
     score = (runtimes.open_onnx if to == "onnx" else runtimes.open_openvino)(target, original.output_names)
-    bars, argmax = _demands(original, reference, precision, options)
-    # Dynamic ranges are those of all rows of a call: a row alone is answered otherwise than among others.
-    sizes = (1, rows) if precision == "int8-dynamic" and fixed(original.inputs) < 0 else (rows,)
-    tell = _step(progress, "score the converted")
-    scored = [runtimes.score_all(score, data.judged.inputs, size, tell) for size in sizes]
-    got, verdict = _worst(reference, scored, bars, argmax, options)
-    expected = runtimes.score_all(original.score, data.golden.inputs, rows)
-    verdict, tolerance = _prove(original, verdict, expected, runtimes.score_all(score, data.golden.inputs, rows))
-    before = Figures(engine=original.engine, size=original.size, accuracy=_accuracy(original, argmax, reference, data))
-    after = Figures(engine=_engine(to), size=originals.size_of(target), accuracy=_accuracy(original, argmax, got, data))
-    if verdict.ok and options.timing_s > 0:
+    judged = _judge(original, score, reference, data, precision=precision, options=options, progress=progress)
+    before, after = (
+        Figures(engine=engine, size=size, accuracy=_accuracy(original, judged.argmax, outputs, data))
+        for engine, size, outputs in (
+            (original.engine, original.size, reference),
+            (_engine(to), originals.size_of(target), judged.got),
+        )
+    )
+    if judged.verdict.ok and options.timing_s > 0:
         before, after = _timed((original, before), (score, after), data, options, progress)
     report = Conversion(
-        ok=verdict.ok,
-        folder=str(out) if verdict.ok else None,
+        ok=judged.verdict.ok,
+        folder=str(out) if judged.verdict.ok else None,
         name=name or (original.manifest.name if original.manifest else scaffold.slug(original.origin.name)),
         engine=to,
         precision=precision,
@@ -144,15 +142,15 @@ def run(
         origin=original.origin,
         before=before,
         after=after,
-        verdict=_named(verdict, data.judged),
-        tolerance=tolerance,
+        verdict=judged.verdict,
+        tolerance=judged.tolerance,
         calibration=_calibration(data),
         versions={**original.tools, **originals.versions("skerry", *(("openvino",) if to == "openvino" else ()))},
         notes=(*data.notes, *_losses(before, after)),
     )
-    if not verdict.ok:
+    if not report.ok:
         raise refused(report)
-    folder.write(original, target, out, golden=(data.golden.inputs, expected), report=report)
+    folder.write(original, target, out, golden=(data.golden.inputs, judged.expected), report=report)
     return report
 
 
@@ -197,6 +195,40 @@ def _method(precision: Precision, options: Options) -> dict[str, str | bool]:
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict and what it was reached on. ``expected`` are the original's outputs for the golden inputs."""
+
+    verdict: gate.Verdict
+    tolerance: gate.Tolerance
+    argmax: tuple[str, ...]
+    got: dict[str, Any]
+    expected: dict[str, Any]
+
+
+def _judge(
+    original: Original,
+    score: runtimes.Score,
+    reference: gate.Arrays,
+    data: Data,
+    *,
+    precision: Precision,
+    options: Options,
+    progress: Progress,
+) -> Judged:
+    bars, argmax = _demands(original, reference, precision, options)
+    rows = rows_of(original.inputs)
+    # Dynamic ranges are those of all rows of a call: a row alone is answered otherwise than among others.
+    sizes = (1, rows) if precision == "int8-dynamic" and fixed(original.inputs) < 0 else (rows,)
+    tell = _step(progress, "score the converted")
+    scored = [runtimes.score_all(score, data.judged.inputs, size, tell) for size in sizes]
+    got, verdict = _worst(reference, scored, bars, argmax, options)
+    expected = runtimes.score_all(original.score, data.golden.inputs, rows)
+    verdict, tolerance = _prove(original, verdict, expected, runtimes.score_all(score, data.golden.inputs, rows))
+    return Judged(
+        verdict=_named(verdict, data.judged), tolerance=tolerance, argmax=argmax, got=dict(got), expected=expected
+    )
 
 
 def _demands(

@@ -15,8 +15,8 @@ import numpy as np
 from skerry.convert.report import Latency
 from skerry.convert.runtimes import BATCH_ROWS, Score
 
-WARM_CALLS: Final = 5
-MIN_CALLS: Final = 9
+WARM_CALLS: Final = 3
+MIN_CALLS: Final = 7
 """Of each model, however long one takes."""
 MAX_CALLS: Final = 5_000
 
