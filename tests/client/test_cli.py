@@ -63,6 +63,26 @@ def test_init_pack_verify_inspect_sign(folder: Path, tmp_path: Path, name: str, 
     assert "MatMul, Relu" in run("modules", "inspect", path).out
 
 
+def test_inspect_shows_the_steps_of_a_pipeline(tmp_path: Path, run: Run) -> None:
+    tensor = 'name = "x"\ndatatype = "FP32"\nshape = [-1, 4]\n'
+    ends = f'[[inputs]]\n{tensor}[[outputs]]\n{tensor}from = "top.x"\n'
+    top = '[[steps]]\nname = "top"\ncombine = "weighted"\nfrom = {a = "half.x", b = "input.x"}\n'
+    top += f"weights = {{a = 1.0, b = 2.5}}\n[[steps.outputs]]\n{tensor}"
+    half = '[[steps]]\nname = "half"\nengine = "python"\nmodel = "half.py"\nfrom = {x = "input.x"}\n'
+    half += f"[[steps.inputs]]\n{tensor}[[steps.outputs]]\n{tensor}"
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain" / "half.py").write_text("def run(inputs):\n    return inputs\n")
+    (tmp_path / "chain" / "module.toml").write_text(
+        f'format = 1\nname = "chain"\nengine = "pipeline"\n{ends}{top}{half}'
+    )
+    run("modules", "pack", tmp_path / "chain", "--unsigned", "-o", "chain.skerry")
+    lines = [line.split() for line in run("modules", "inspect", "chain.skerry").out.splitlines()]
+    assert ["output", "x", "FP32", "[-1,", "4]", "from", "top.x"] in lines
+    steps = lines[lines.index(["step", "runs", "takes", "gives"]) + 1 :]
+    assert " ".join(steps[0]) == "half python half.py x from input.x x FP32 [-1, 4]"
+    assert " ".join(steps[1]) == "top combine weighted (a 1, b 2.5) a from half.x, b from input.x x FP32 [-1, 4]"
+
+
 def test_packing_twice_gives_the_same_bytes(folder: Path, run: Run) -> None:
     run("modules", "pack", folder, "-o", "a.skerry")
     run("modules", "pack", folder, "-o", "b.skerry")

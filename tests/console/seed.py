@@ -56,6 +56,35 @@ MODELS: dict[str, dict[str, Any]] = {
         "versions": 2,
     },
 }
+PIPELINE: dict[tuple[str, int], dict[str, Any]] = {
+    ("vibration", 2): {
+        "engine": "pipeline",
+        "model": "",
+        "outputs": [
+            {**MODELS["vibration"]["outputs"][0], "from": "net.wear"},
+            {**MODELS["vibration"]["outputs"][1], "from": "net.class"},
+        ],
+        "steps": [
+            {
+                "name": "detrend",
+                "engine": "python",
+                "model": "detrend.py",
+                "from": {"window": "input.window"},
+                "inputs": MODELS["vibration"]["inputs"],
+                "outputs": MODELS["vibration"]["inputs"],
+            },
+            {
+                "name": "net",
+                "engine": "onnx",
+                "model": "model.onnx",
+                "from": {"window": "detrend.window"},
+                "inputs": MODELS["vibration"]["inputs"],
+                "outputs": MODELS["vibration"]["outputs"],
+            },
+        ],
+    }
+}
+"""What differs in versions that are pipelines."""
 COMMITS = ("9f1c2ab04d7e", "5be0a91c77f3", "c40d1f88a2b6", "1d77e0f9c350")
 
 
@@ -164,7 +193,7 @@ def _models(now: int) -> dict[type[SQLModel], list[dict[str, Any]]]:
                 },
                 "baseline": {"file": "baseline.json"},
                 "capture": {"rate": 0.01, "low_confidence": 0.6, "max_per_minute": 30},
-            }
+            } | PIPELINE.get((name, version), {})
             at = now - (26 - 5 * version - order) * 1440 * MINUTE
             found[t.ModelVersion].append(
                 {
@@ -173,7 +202,7 @@ def _models(now: int) -> dict[type[SQLModel], list[dict[str, Any]]]:
                     "digest": digest(f"{name}{version}"),
                     "index_size": 1480,
                     "size": 214_332 + 9_000 * version,
-                    "engine": facts["engine"],
+                    "engine": manifest["engine"],
                     "manifest": json.dumps(manifest),
                     "facts": json.dumps(
                         {"opset": 17, "operators": ["Add", "Gemm", "Relu", "Softmax"], "size_bytes": 201_004}

@@ -48,6 +48,17 @@ def test_assets_may_be_kept_for_ever_since_their_address_changes(seeded: Served)
     assert moved.headers["location"] == f"/assets/{digest}/console.css"
 
 
+def test_a_pipelines_page_lists_its_steps(seeded: Served) -> None:
+    page = httpx.get(seeded.url + "/models/vibration/versions/2", headers=HTML).text
+    steps = page.partition('id="steps"')[2].partition("</ul>")[0]
+    words = re.sub(r"<[^>]*>|\s+", " ", steps.replace("<wbr>", "")).split()
+    assert " ".join(words[1:]) == (
+        "detrend python detrend.py window from input.window net onnx model.onnx window from detrend.window"
+    )
+    assert "from net.wear" in page
+    assert 'id="steps"' not in httpx.get(seeded.url + "/models/vibration/versions/1", headers=HTML).text
+
+
 @pytest.mark.parametrize("name", ["../templating.py", "..%2ftemplating.py", "%2e%2e/format.py", "nothing.js", ""])
 def test_only_assets_are_served_as_assets(name: str, seeded: Served) -> None:
     answer = httpx.get(f"{seeded.url}/assets/{'0' * 12}/{name}", headers=HTML, follow_redirects=True)

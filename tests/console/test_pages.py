@@ -18,6 +18,7 @@ PAGES = {
     "models": "/models",
     "model": "/models/digits",
     "version": "/models/digits/versions/3",
+    "pipeline": "/models/vibration/versions/2",
     "rollouts": "/rollouts",
     "running": "/rollouts/6",
     "rolled back": "/rollouts/4",

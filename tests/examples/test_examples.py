@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ BUILDS = [
     pytest.param("digits-fpga", {"quality": "good"}, 0.85, id="fpga-good", marks=pytest.mark.pynq),
     pytest.param("digits-fpga", {"quality": "better"}, 0.96, id="fpga-better", marks=pytest.mark.pynq),
     pytest.param("vibration", {}, 0.88, id="vibration"),
+    pytest.param("digits-ensemble", {}, 0.97, id="ensemble"),
 ]
 
 
@@ -44,6 +46,7 @@ def test_a_build_packs_and_reaches_its_accuracy(name: str, options: dict[str, An
     [
         ("digits", {"quality": "better"}),
         ("vibration", {}),
+        ("digits-ensemble", {}),
         pytest.param("digits-fpga", {"quality": "better"}, marks=pytest.mark.pynq),
     ],
 )
@@ -91,6 +94,41 @@ def test_the_golden_test_passes_on_every_engine(
         assert right.mean() == pytest.approx(card["heldout_accuracy"], abs=0.005)
     finally:
         model.close()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_the_ensemble_is_better_than_either_of_its_models(engine: str, tmp_path: Path) -> None:
+    """With ``openvino`` two runtimes stand in one process; the forest stays with ONNX Runtime."""
+    folder, card = built("digits-ensemble", engine=engine)
+    assert card["heldout_accuracy"] > max(card["network_accuracy"], card["forest_accuracy"])
+    manifest = read(folder)
+    assert [step.kind for step in manifest.steps] == ["python", engine, "onnx", "mean"]
+    model = engines.get("pipeline").load(folder, manifest, tmp_path)
+    try:
+        report = golden.run(manifest, folder, model.run)
+        assert report.passed, report.message
+        heldout = np.load(folder / "heldout.npz")
+        scored = model.run({"pixels": heldout["input.pixels"]})["probabilities"]
+        right = scored.argmax(axis=1) == heldout["label"]
+        assert right.mean() == pytest.approx(card["heldout_accuracy"], abs=0.005)
+    finally:
+        model.close()
+
+
+def test_the_ensembles_forest_is_named_where_it_cannot_run() -> None:
+    folder, _ = built("digits-ensemble")
+    index, _ = package.build_index(folder, read(folder))
+    onnx = next(name for name, profile in profiles.shipped().items() if profile.engine("onnx"))
+    assert not obstacles(index.manifest, index.facts, profiles.get(onnx))
+    manifest = msgspec.structs.replace(
+        index.manifest,
+        steps=tuple(msgspec.structs.replace(s, engine=s.engine and "openvino") for s in index.manifest.steps),
+    )
+    refusing = next(name for name, profile in profiles.shipped().items() if profile.engine("openvino"))
+    texts = [one.message for one in obstacles(manifest, index.facts, profiles.get(refusing))]
+    assert any(
+        text.startswith("step 'forest' uses ai.onnx.ml.TreeEnsembleClassifier, which openvino") for text in texts
+    )
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -158,6 +196,19 @@ def test_the_readme_tells_the_accuracy(name: str, quality: str) -> None:
     row = next(
         line for line in (HERE / name / "README.md").read_text().splitlines() if line.startswith(f"| `{quality}`")
     )
+    _like_the_readme(row, card["heldout_accuracy"])
+
+
+@pytest.mark.parametrize("which", ["network", "forest", "heldout"])
+def test_the_ensembles_readme_tells_the_accuracies(which: str) -> None:
+    _, card = built("digits-ensemble")
+    label = "both, averaged" if which == "heldout" else which
+    text = (HERE / "digits-ensemble" / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {label}"))
+    _like_the_readme(row, card[f"{which}_accuracy"])
+
+
+def _like_the_readme(row: str, accuracy: float) -> None:
     told = float(re.findall(r"([0-9.]+) %", row)[0])
     # Another CPU's arithmetic may tip a digit or two; a README that was not written anew tips more.
-    assert told == pytest.approx(100 * card["heldout_accuracy"], abs=0.6)
+    assert told == pytest.approx(100 * accuracy, abs=0.6)

@@ -62,6 +62,57 @@ def module_folder(
     return folder
 
 
+PIPELINE = """
+format = 1
+name = "digits"
+engine = "pipeline"
+[[inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+[[outputs]]
+name = "y"
+datatype = "FP32"
+shape = [-1, 3]
+from = "net.y"
+[[steps]]
+name = "plain"
+engine = "python"
+model = "steps/plain.py"
+from = {x = "input.x"}
+[[steps.inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+[[steps.outputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+[[steps]]
+name = "net"
+engine = "onnx"
+model = "steps/net.onnx"
+from = {x = "plain.x"}
+[[steps.inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+[[steps.outputs]]
+name = "y"
+datatype = "FP32"
+shape = [-1, 3]
+"""
+
+
+def pipeline_folder(folder: Path) -> Path:
+    """A script and a model, one after the other."""
+    (folder / "steps").mkdir(parents=True)
+    (folder / "module.toml").write_text(PIPELINE)
+    (folder / "steps" / "plain.py").write_text("def run(inputs):\n    return inputs\n")
+    (folder / "steps" / "net.onnx").write_bytes(onnx_model())
+    return folder
+
+
 def onnx_model() -> bytes:
     """A tiny dense layer: x FP32 [-1, 4] → y FP32 [-1, 3]."""
     weights = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")

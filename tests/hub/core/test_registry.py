@@ -7,10 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlmodel import Session, select
 
-from hub.core.parts import module_folder, onnx_model, packed
+from hub.core.parts import module_folder, onnx_model, packed, pipeline_folder
 from skerry_hub import desired, devices, keys, queries, registration, registry
 from skerry_hub.db import Database
 from skerry_hub.objects import FolderStore
@@ -18,8 +19,10 @@ from skerry_hub.registration import Provenance
 from skerry_hub.rules.rollout import DeviceStep, RolloutState
 from skerry_hub.tables import Audit, DeviceModule, ModelVersion, Rollout, RolloutDevice
 from skerry_modules import package, profiles, trust
+from skerry_modules.compatibility import ModelFacts
 from skerry_modules.errors import InputError, PeerError, SkerryError
 from skerry_modules.package import Limits
+from skerry_modules.pipeline import Facts
 
 ALICE = Provenance(
     actor="alice", reason="better on sevens", git_commit="c0ffee", git_branch="main", tags={"stage": "test"}
@@ -206,6 +209,31 @@ def test_holds_the_model_to_the_manifest_even_where_the_packer_did_not(
     assert "cannot register" in caught.value.message
     with sqlite.read() as session:
         assert registry.find_versions(session) == []
+
+
+def test_a_pipelines_models_are_read_step_by_step(
+    sqlite: Database, objects: FolderStore, key: trust.SigningKey, tmp_path: Path
+) -> None:
+    trusting(sqlite, key)
+    folder = pipeline_folder(tmp_path / "m")
+    made = package.write_package(folder, tmp_path / "good.skerry", key)
+    version = register(sqlite, objects, made.path.read_bytes())
+    facts = msgspec.json.decode(version.facts, type=ModelFacts)
+    assert version.engine == "pipeline"
+    assert facts.steps == {"plain": Facts(), "net": Facts(opset=17, operators=("MatMul",))}
+    assert facts == made.index.facts
+
+    index, sources = package.build_index(folder, package.read_folder(folder))
+    text = package.index_bytes(index).replace(b'"shape":[-1,4]', b'"shape":[-1,5]')
+
+    def blocks(sha256: str) -> object:
+        return iter([sources[sha256].read_bytes()])
+
+    package.write_objects(tmp_path / "lie.skerry", text, (package.sign_index(text, key),), blocks)  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        register(sqlite, objects, (tmp_path / "lie.skerry").read_bytes())
+    assert caught.value.message.startswith("cannot register step 'net': input 'x': the manifest says")
+    assert caught.value.code == "manifest.model_mismatch"
 
 
 def test_refuses_a_package_of_another_name(

@@ -13,7 +13,8 @@ from skerry.cli import convert, output
 from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName
 from skerry_modules import manifest as manifests
-from skerry_modules import package
+from skerry_modules import package, pipeline
+from skerry_modules.tensors import TensorSpec
 from skerry_modules.trust import PublicKey
 
 app = typer.Typer(help="Pack, sign, verify and inspect module packages.", no_args_is_help=True)
@@ -121,16 +122,32 @@ def inspect(path: Package, json: Json = False) -> None:
             ("description", manifest.description),
             ("digest", opened.digest),
             ("engine", manifest.engine),
-            ("model", manifest.model),
-            *(("input", f"{spec.name} {spec.datatype} {list(spec.shape)}") for spec in manifest.inputs),
-            *(("output", f"{spec.name} {spec.datatype} {list(spec.shape)}") for spec in manifest.outputs),
+            *((("model", manifest.model),) if manifest.model else ()),
+            *(("input", _tensor(spec)) for spec in manifest.inputs),
+            *(("output", _tensor(spec)) for spec in manifest.outputs),
             ("golden test", manifest.golden.file if manifest.golden else "none"),
             ("operators", ", ".join(index.facts.operators)),
             ("signatures", ", ".join(signature.keyid for signature in opened.signatures) or "none"),
         ]
     )
+    if manifest.steps:
+        steps = [_step(step) for step in pipeline.order(manifest.steps)]
+        output.table(("step", "runs", "takes", "gives"), steps, empty="no steps")
     rows = [(entry.path, output.size(entry.size), entry.sha256[:16]) for entry in index.files]
     output.table(("file", "size", "sha256"), rows, empty="no files")
+
+
+def _tensor(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.datatype} {list(spec.shape)}" + (f" from {spec.source}" if spec.source else "")
+
+
+def _step(step: pipeline.Step) -> tuple[str, str, str, str]:
+    takes = ", ".join(f"{name} from {source}" for name, source in step.sources.items())
+    gives = ", ".join(_tensor(spec) for spec in step.outputs)
+    runs = f"{step.engine} {step.model}" if step.engine else f"combine {step.combine}"
+    if step.weights:
+        runs += f" ({', '.join(f'{name} {weight:g}' for name, weight in step.weights.items())})"
+    return step.name, runs, takes, gives
 
 
 def _public(key: keys.StoredKey) -> PublicKey:
