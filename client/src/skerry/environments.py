@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -29,6 +29,11 @@ from skerry_modules.manifest import Manifest, engines_of
 from skerry_modules.trust import SigningKey
 
 Say = Callable[[str], None]
+
+
+BYTECODE_SHARE: Final = 1.75
+"""A device compiles what it unpacks: bytes of bytecode and records per byte of source, with a margin (measured: 1.6 for
+numpy, 1.4 for numpy, scipy and scikit-learn together)."""
 
 
 class Hub(Protocol):
@@ -306,9 +311,11 @@ class Cache:
 def _unpacked(wheel: Path) -> int:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            return sum(item.file_size for item in archive.infolist())
+            items = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError("environment.unresolvable", f"cannot use {wheel.name}: it is no wheel: {error}") from error
+    compiled = sum(item.file_size for item in items if item.filename.endswith(".py")) * BYTECODE_SHARE
+    return sum(item.file_size for item in items) + int(compiled)
 
 
 def sha256_of(path: Path) -> str:
