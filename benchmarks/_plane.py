@@ -24,7 +24,7 @@ def serving(folder: Path, *names: str) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        yield json.loads(process.stdout.readline())
+        yield {"pid": process.pid, **json.loads(process.stdout.readline())}
     finally:
         process.stdin.close()
         process.wait(10)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skerry_agent.serving import http
+from skerry_agent.serving import http_parsers
 from skerry_agent.serving.settings import ServingSettings
 
 from .harness import Answer, Running, json_request, read_answers
@@ -28,7 +28,7 @@ def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     patch = pytest.MonkeyPatch()
     factory: Any = asyncio.new_event_loop
     if request.param == "h11":  # what a device without wheels of httptools and uvloop has
-        patch.setattr(http, "make_parser", http.H11)
+        patch.setattr(http_parsers, "make_parser", http_parsers.H11)
     else:
         import uvloop
 

@@ -24,6 +24,7 @@ class Counters:
         self._parts: dict[tuple[bytes, bool], _Part] = {}
         self._inputs: dict[str, Histogram] = {}
         self._outputs: dict[str, Histogram] = {}
+        self._steps: dict[str, Histogram] = {}
 
     def part(self, endpoint: bytes, shadow: bool) -> _Part:
         found = self._parts.get((endpoint, shadow))
@@ -54,7 +55,8 @@ class Counters:
 
     def observed(self, found: orders.Observed) -> None:
         """What the worker saw of its rows."""
-        for into, news in ((self._inputs, found.inputs), (self._outputs, found.outputs)):
+        pairs = ((self._inputs, found.inputs), (self._outputs, found.outputs), (self._steps, found.steps))
+        for into, news in pairs:
             for name, wire in news.items():
                 histogram = Histogram.from_wire(wire)
                 if name in into:
@@ -72,6 +74,7 @@ class Counters:
         """All of it, beginning anew."""
         parts, self._parts = self._parts, {}
         inputs, outputs, self._inputs, self._outputs = self._inputs, self._outputs, {}, {}
+        steps, self._steps = self._steps, {}
         latency = Histogram()
         for part in parts.values():
             latency.merge(part.latency)
@@ -82,6 +85,7 @@ class Counters:
             latency_us=latency.to_wire(),
             inputs={name: histogram.to_wire() for name, histogram in inputs.items()},
             outputs={name: histogram.to_wire() for name, histogram in outputs.items()},
+            steps={name: histogram.to_wire() for name, histogram in steps.items()},
             parts=tuple(
                 PartCounters(
                     endpoint=endpoint.decode(errors="replace"),

@@ -23,7 +23,8 @@ from skerry_agent.rules import split
 from skerry_modules.messages import Agreement, Route
 
 if TYPE_CHECKING:
-    from skerry_agent.serving.version import Item, Version
+    from skerry_agent.serving.item import Item
+    from skerry_agent.serving.version import Version
 
 SHADOW_HEAD: Final = struct.Struct("<Ii")
 """In front of a shadow's body: the length of the request, the length of the answer's JSON part (−1: all of it)."""

@@ -16,9 +16,10 @@ import msgspec
 from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
 from skerry_agent.serving.http import Exchange, HttpConnection
+from skerry_agent.serving.item import Item
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
-from skerry_agent.serving.version import Item, Version
+from skerry_agent.serving.version import Version
 from skerry_modules.errors import InputError, ResourceError, SkerryError
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,6 @@
 Bodies are taken whole and never parsed here. Requests that a client pipelines are answered one after the other, in
 order. A client that sends slowly, sends too much, or takes no answer meets a limit of ``ServingSettings``; one sweep a
 second checks all connections, so that the limits cost a request nothing.
-
-The parser is httptools where it is installed and h11 elsewhere (armv7l has no httptools wheel).
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ from collections import deque
 from typing import Any, Final, Protocol
 
 from skerry_agent.rules.split import MAX_KEY_BYTES
-from skerry_agent.serving import oip
+from skerry_agent.serving import http_parsers, oip
+from skerry_agent.serving.http_parsers import ParseError
 from skerry_agent.serving.settings import ServingSettings
 
 _LINGER_S: Final = 2.0
@@ -35,6 +34,21 @@ _LONG_KEY: Final = f"cannot take an X-Skerry-Key over {MAX_KEY_BYTES} bytes; sen
 _CLOSE: Final = b"Connection: close\r\n"
 _KEEP: Final = b"Connection: keep-alive\r\n"
 _JOIN_BYTES: Final = 64 * 1024
+
+
+_NOTED: Final = frozenset(
+    (
+        b"content-length",
+        b"inference-header-content-length",
+        b"expect",
+        b"content-encoding",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-skerry-timeout-ms",
+        b"x-skerry-key",
+        b"x-skerry-priority",
+    )
+)
 
 
 class Front(Protocol):
@@ -113,7 +127,8 @@ class HttpConnection(asyncio.Protocol):
         self._front = front
         self._settings = front.settings
         self._transport: asyncio.Transport | None = None
-        self._parser = make_parser(self)
+        self.max_header_bytes = front.settings.max_header_bytes
+        self._parser = http_parsers.make_parser(self)
         self._queue: deque[Exchange] = deque()
         self._busy = False
         self._refusing = False
@@ -190,20 +205,20 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._path += url
-        self._count_head(len(url))
-
-    def _count_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self._settings.max_header_bytes and self._complaint is None:
-            self._complaint = self._long_head()
+        self._head_size += len(url)
 
     def _long_head(self) -> tuple[int, str, str]:
         limit = self._settings.max_header_bytes
         return 431, "request.invalid", f"cannot take a request head over {limit} bytes; send fewer headers"
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value) + 4)
-        match name.lower():
+        self._head_size += len(name) + len(value) + 4
+        name = name.lower()
+        if name in _NOTED:  # most headers mean nothing here, and each costs every request
+            self._note(name, value)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        match name:
             case b"inference-header-content-length":
                 if value.isdigit() and len(value) < 10:
                     self._json = int(value)
@@ -238,6 +253,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._phase, self._since = "body", time.monotonic()
+        if self._head_size > self._settings.max_header_bytes:
+            self._complaint = self._long_head()
         if self._complaint is not None:
             self._refuse(*self._complaint)
         elif self.offers and self._chunked:  # httptools would take the chunks for the next request
@@ -388,130 +405,3 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
         for exchange in self._queue:
             exchange.keep = False
-
-
-class ParseError(Exception):
-    """The bytes are no HTTP request."""
-
-
-class _Parser(Protocol):
-    def feed_data(self, data: bytes) -> None: ...
-    def get_method(self) -> bytes: ...
-    def should_keep_alive(self) -> bool: ...
-    def get_http_version(self) -> str: ...
-
-
-def make_parser(connection: HttpConnection) -> _Parser:
-    """The faster of the parsers that are installed."""
-    try:
-        return _Httptools(connection)
-    except ImportError:
-        return H11(connection)
-
-
-class _Httptools:
-    def __init__(self, connection: HttpConnection) -> None:
-        import httptools
-
-        self._connection = connection
-        self._make = httptools.HttpRequestParser
-        self._error = httptools.HttpParserError
-        self._upgrade = httptools.HttpParserUpgrade
-        self._renew()
-
-    def _renew(self) -> None:
-        self._body = 0  # bytes of a body that the parser left to us
-        parser = self._make(self._connection)
-        self._feed = parser.feed_data
-        self.get_method = parser.get_method
-        self.should_keep_alive = parser.should_keep_alive
-        self.get_http_version = parser.get_http_version
-
-    def feed_data(self, data: bytes) -> None:
-        while data:
-            try:
-                data = self._take_body(data) if self._body else self._parse(data)
-            except self._error as error:
-                raise ParseError(str(error)) from error
-
-    def _parse(self, data: bytes) -> bytes:
-        """What is left: nothing, but where the parser stops at an offer of HTTP/2 or the like.
-
-        Such an offer need not be taken (RFC 9110, 7.8), and the request is one of HTTP/1.1 all the same.
-        """
-        try:
-            self._feed(data)
-        except self._upgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-            self._body = self._connection.length
-            if not self._body:
-                self._renew()
-            return rest
-        return b""
-
-    def _take_body(self, data: bytes) -> bytes:
-        part, rest = data[: self._body], data[self._body :]
-        self._body -= len(part)
-        self._connection.on_body(part)
-        if not self._body:
-            self._connection.on_message_complete()
-            self._renew()
-        return rest
-
-
-class H11:
-    """h11 with httptools' callbacks. h11 follows whole request/response cycles; each request gets a fresh one."""
-
-    def __init__(self, connection: HttpConnection) -> None:
-        import h11
-
-        self._h11 = h11
-        self._connection = connection
-        self._limit = connection._settings.max_header_bytes
-        self._event: Any = None
-        self._fresh(b"")
-
-    def _fresh(self, rest: bytes) -> None:
-        self._parser = self._h11.Connection(self._h11.SERVER, max_incomplete_event_size=self._limit)
-        if rest:
-            self._parser.receive_data(rest)
-
-    def feed_data(self, data: bytes) -> None:
-        h11 = self._h11
-        try:
-            self._parser.receive_data(data)
-            while True:
-                event = self._parser.next_event()
-                if event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
-                    return
-                self._handle(event)
-        except h11.RemoteProtocolError as error:
-            raise ParseError(str(error)) from error
-
-    def _handle(self, event: Any) -> None:
-        connection = self._connection
-        if isinstance(event, self._h11.Request):
-            self._event = event
-            connection.on_message_begin()
-            connection.on_url(event.target)
-            for name, value in event.headers:
-                connection.on_header(name, value)
-            connection.on_headers_complete()
-        elif isinstance(event, self._h11.Data):
-            connection.on_body(bytes(event.data))
-        elif isinstance(event, self._h11.EndOfMessage):
-            rest = self._parser.trailing_data[0]
-            connection.on_message_complete()
-            self._fresh(rest)
-
-    def get_method(self) -> bytes:
-        return bytes(self._event.method)
-
-    def should_keep_alive(self) -> bool:
-        tokens = b",".join(value.lower() for name, value in self._event.headers if name == b"connection")
-        if b"close" in tokens:
-            return False
-        return self.get_http_version() != "1.0" or b"keep-alive" in tokens
-
-    def get_http_version(self) -> str:
-        return str(self._event.http_version.decode())

@@ -87,6 +87,7 @@ class Observed(msgspec.Struct):
     inputs: dict[str, Distribution] = {}
     outputs: dict[str, Distribution] = {}
     capped: int = 0  # samples that the cap per minute held back
+    steps: dict[str, Distribution] = {}  # microseconds in each step of a pipeline
 
 
 FromZygote = Ready | Broken | Born | Exited

@@ -24,10 +24,11 @@ from skerry_agent.serving import tensors
 from skerry_agent.serving.endpoint import Endpoint
 from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.front import HttpFront
+from skerry_agent.serving.item import Item
 from skerry_agent.serving.nursery import Nursery
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
-from skerry_agent.serving.version import Item, Version
+from skerry_agent.serving.version import Version
 from skerry_modules.errors import BugError, InputError, PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Distribution, Route, Sample, Tensor

@@ -12,9 +12,8 @@ import logging
 import signal
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -25,6 +24,7 @@ from skerry_agent.serving.counters import Counters
 from skerry_agent.serving.endpoint import Shadow
 from skerry_agent.serving.exits import in_step
 from skerry_agent.serving.frames import Frame, Kind
+from skerry_agent.serving.item import Events, Item
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
 from skerry_agent.serving.settings import ServingSettings
@@ -43,30 +43,6 @@ _CONTROL: Final = 1 << 63
 _SUSPENDED: Final = "suspended"
 _MARKS: Final = 64
 """Quarantined bodies that are remembered."""
-
-
-class Item(Protocol):
-    """A request that wants one answer. ``began`` is monotonic seconds."""
-
-    endpoint: bytes
-    body: bytes
-    json: int
-    began: float
-    low: bool  # of low priority: see ``serving.yielding``
-    shadow: bool  # a copy that nobody waits for: see ``serving.endpoint``
-    after: Callable[[int, bytes], None] | None  # called with an answer of status 200, once it is on its way
-
-    def reply(self, status: int, code: str, json: int, body: bytes) -> None: ...
-
-
-class Events(Protocol):
-    """Whom a version tells."""
-
-    def worker_exited(self, digest: str, reason: str, restarting: bool) -> None: ...
-
-    def sampled(self, digest: str, sample: messages.Sample) -> None: ...
-
-    def noticed(self, digest: str, code: str, text: str) -> None: ...
 
 
 class Version:
@@ -127,7 +103,7 @@ class Version:
     def submit(self, item: Item, timeout_s: float) -> Ticket | None:
         """Queue a request; None: it was refused and answered."""
         timeout = min(timeout_s, self.manifest.resources.request_timeout_s)
-        if self._marks and _mark(item.body) in self._marks:
+        if self._marks and hashlib.sha256(item.body).digest() in self._marks:
             if not item.low:
                 self._counters.refused(item.endpoint, item.shadow)
             item.reply(*_quarantined())
@@ -184,7 +160,8 @@ class Version:
             ticket = self._dispatch.answered(frame.number, now)
             if ticket is not None:
                 self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
-            self._pump()
+            if self._dispatch.waiting:
+                self._pump()
             self._tell_idle()
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
@@ -429,7 +406,7 @@ class Version:
     def _quarantine(self, ticket: Ticket) -> None:
         if len(self._marks) >= _MARKS:
             self._marks.pop(next(iter(self._marks)))
-        self._marks[_mark(ticket.item.body)] = None
+        self._marks[hashlib.sha256(ticket.item.body).digest()] = None
         if not ticket.item.shadow:
             self._captures.append(ticket)
         self._finish(ticket, time.monotonic(), *_quarantined())
@@ -514,10 +491,6 @@ def exit_reason(status: int) -> str:
     if status == EXIT_NO_MEMORY:
         return "memory"
     return f"signal {-status}" if status < 0 else f"exit {status}"
-
-
-def _mark(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()
 
 
 def _quarantined() -> tuple[int, str, int, bytes]:

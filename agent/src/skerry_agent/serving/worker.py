@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -35,10 +35,12 @@ from skerry_agent.serving.observe import Observer
 from skerry_modules import messages
 from skerry_modules.errors import BugError, PeerError, SkerryError
 from skerry_modules.manifest import Manifest
+from skerry_modules.messages import Distribution
 from skerry_modules.tensors import DATATYPES
 
 EXIT_NO_MEMORY: Final = 77
 RECEIVE_BYTES: Final = 256 * 1024
+_TRIALS: Final = (Kind.LOAD, Kind.GOLDEN, Kind.WARM)
 
 
 class Worker:
@@ -48,6 +50,7 @@ class Worker:
         self._sock = sock
         self._send = sock.sendall
         self._model: LoadedModel | None = None
+        self._steps: Callable[[], dict[str, Distribution]] | None = None  # of a pipeline
         self._batch_rows = 1
         self._report_s = 1.0
         self._reported = time.monotonic()
@@ -205,6 +208,8 @@ class Worker:
             bug = BugError("internal.bug", f"cannot obey {Kind(frame.kind).name}: {type(error).__name__}: {error}")
             self._send(frames.whole(Kind.ANSWER, frame.number, orders.failure(bug), status=500))
             return
+        if self._steps is not None and frame.kind in _TRIALS:
+            self._steps()  # forgotten: a trial is nobody's traffic
         if frame.number:
             self._send(frames.whole(Kind.ANSWER, frame.number, msgspec.msgpack.encode(result), status=200))
 
@@ -243,6 +248,7 @@ class Worker:
             order.manifest, self._folder, digest=order.digest, version=order.version, one_in=order.observe_one_in
         )
         self._observer.set_rate(order.capture_rate)
+        self._steps = getattr(self._model, "take_steps", None)
         proof = self._prove(order)
         self._batch_rows = proof.rows
         self._report_s = order.report_s
@@ -305,6 +311,9 @@ class Worker:
         if self._model is None:
             return
         found = self._observer.take()
+        if self._steps is not None and (steps := self._steps()):
+            found = found or orders.Observed()
+            found.steps = steps
         if found is not None:
             self._send(frames.whole(Kind.OBSERVED, 0, msgspec.msgpack.encode(found)))
 
