@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from agent.serving.harness import Running
+from skerry_agent.cli import main
 
 from .conftest import Command, csv_of
 
@@ -91,7 +92,7 @@ def test_a_folder_of_files(batch: Command, plane: Running, tmp_path: Path) -> No
 def test_rows_that_cannot_be_scored_are_kept_apart_and_all_others_are_scored(batch: Command, tmp_path: Path) -> None:
     """Unreadable cells, NaN that the model's own code refuses, a model that raises: each row says why."""
     lines = ["a,b,c,d"] + [f"{n},0,0,1" for n in range(200)]
-    bad = {17: "17,oops,0,1", 63: "63,0,0", 64: "666,0,0,1", 150: "666,1,1,1", 199: "199,,0,1"}
+    bad = {17: "17,oops,0,1", 63: "63,0,0", 64: "-666,0,0,1", 150: "-666,1,1,1", 199: "199,,0,1"}
     for row, text in bad.items():
         lines[row + 1] = text
     (tmp_path / "in.csv").write_text("\n".join(lines))
@@ -123,7 +124,7 @@ def test_nan_where_the_manifest_forbids_it_and_lists_of_the_wrong_length(batch: 
 
 
 def test_a_row_that_kills_costs_its_request_and_is_not_hunted(batch: Command, plane: Running, tmp_path: Path) -> None:
-    lines = ["a,b,c,d"] + [f"{777 if n == 50 else n},0,0,0" for n in range(120)]
+    lines = ["a,b,c,d"] + [f"{-777 if n == 50 else n},0,0,0" for n in range(120)]
     (tmp_path / "in.csv").write_text("\n".join(lines))
     before = len(plane.exits)
     summary = batch("picky", tmp_path / "in.csv", "--output", tmp_path / "out.csv", "--rows", "8")
@@ -170,13 +171,20 @@ def test_csv_and_jsonl_need_no_pyarrow_and_parquet_says_what_to_install(batch: C
     ],
 )
 def test_what_cannot_be_says_so_and_writes_nothing(
-    arguments: tuple[str, ...], code: int, text: str, batch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    code: int,
+    text: str,
+    batch: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     csv_of(tmp_path / "in.csv", ROWS[:3])
     (tmp_path / "in.txt").touch()
     (tmp_path / "there.csv").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    assert text in batch(*arguments, code=code)
+    assert main(["batch", *arguments, "--url", batch.url]) == code
+    assert text in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.txt", "there.csv"]
     assert (tmp_path / "there.csv").read_text() == "mine"
 

@@ -60,7 +60,6 @@ def run(order: Order) -> Summary:
         SkerryError: the job cannot begin or go on. What is done stays done: the same call goes on from there.
     """
     _check(order)
-    os.nice(NICENESS)
     began = time.monotonic()
     metadata = Scorer(order.url, order.model, _version(order)).metadata(order.timeout_s)
     version = metadata.versions[0]
@@ -79,6 +78,7 @@ def run(order: Order) -> Summary:
     scorer = Scorer(order.url, order.model, version, retries=0, low=True)
     files = table.unit == "files"
     with opened(order.output, job, model, files=files, kept=table.kept, restart=order.restart) as parts:
+        os.nice(NICENESS)
         before = list(parts.done.values())
         resumed = sum(done.rows + done.errors for done in before)
         title = f"{order.model} {version}"

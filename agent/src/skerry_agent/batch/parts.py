@@ -244,7 +244,7 @@ def _check(folder: Path, job: Job, output: Path) -> None:
     differ = [name for name in Job.__struct_fields__ if getattr(job, name) != getattr(before, name)]
     if differ:
         told = ", ".join(
-            f"{'its content' if name == 'print' else name} (was {getattr(before, name)})" for name in differ
+            "the input has changed" if name == "print" else f"{name} was {getattr(before, name)!r}" for name in differ
         )
         raise InputError(
             "request.invalid",

@@ -32,6 +32,8 @@ _ROW: Final = (
 """What a row of a request may be to blame for: the request is halved."""
 _LATER: Final = ("scoring.overloaded", "scoring.not_ready", "resource.agent_unreachable")
 IN_FLIGHT: Final = 2
+GONE_S: Final = 30.0
+"""A version that was there may be unknown for so long while the agent starts again; then it is gone."""
 
 
 class Blocks:
@@ -120,9 +122,10 @@ class Blocks:
             except SkerryError as error:
                 if error.code in ("request.too_large", "scoring.deadline"):
                     self._pace.too_large()
-                if error.code not in _LATER:
+                if error.code not in _LATER and error.code != "module.unknown":
                     raise
-                if self._stop.is_set() or time.monotonic() - self._heard > self._patience_s:
+                patience_s = min(GONE_S, self._patience_s) if error.code == "module.unknown" else self._patience_s
+                if self._stop.is_set() or time.monotonic() - self._heard > patience_s:
                     raise
                 self._pace.refused()
                 self._stop.wait(self._pace.pause_s)
