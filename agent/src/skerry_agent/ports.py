@@ -93,6 +93,7 @@ class VersionCounters(msgspec.Struct, frozen=True):
     inputs: dict[str, Distribution]
     outputs: dict[str, Distribution]
     parts: tuple[PartCounters, ...] = ()
+    steps: dict[str, Distribution] = {}  # microseconds in each step of a pipeline
 
 
 class DataPlane(Protocol):

@@ -144,6 +144,7 @@ class Telemeter:
                         latency_us=part.latency_us,
                         inputs=counters.inputs if part is busiest else {},
                         outputs=counters.outputs if part is busiest else {},
+                        steps=counters.steps if part is busiest else {},
                         role=part.role,
                         agreement=part.agreement,
                     )

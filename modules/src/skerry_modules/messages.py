@@ -161,6 +161,7 @@ class Telemetry(_Map, frozen=True, kw_only=True):
     outputs: dict[str, Distribution] = {}
     role: str = "live"
     agreement: Agreement = Agreement()
+    steps: dict[str, Distribution] = {}  # of a pipeline: microseconds in each step, by its name; of all endpoints too
 
 
 class Health(_Map, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from skerry_agent import engines
 from skerry_agent.engines import combine
 from skerry_modules import manifest as manifests
 from skerry_modules.errors import SkerryError
+from skerry_modules.histogram import Histogram
 from skerry_modules.pipeline import Step
 from skerry_modules.tensors import TensorSpec
 
@@ -121,6 +122,43 @@ def test_two_runtimes_a_script_and_a_combiner_in_one_worker(start: Start, tmp_pa
     assert [one["name"] for one in metadata["inputs"] + metadata["outputs"]] == ["x", "y"]
     sample = settled(lambda: plane.samples)[0]  # what happens between the steps is nobody's
     assert (set(sample.inputs), set(sample.outputs)) == ({"x"}, {"y"})
+
+
+def test_what_each_step_takes_is_told(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    slow = "import time\ndef run(inputs):\n    time.sleep(0.02)\n    return {'x': inputs['x'] / 2}\n"
+    module = mixed(tmp_path / "m")
+    (module.folder / "halve.py").write_text(slow)
+    plane.load(module)
+    plane.call(plane.plane.warm(module.digest, module.manifest))
+    plane.route("chain", (module, 100.0))
+    for n in range(5):
+        plane.score("chain", X[n : n + 1])
+    found: dict[str, list[Histogram]] = {}
+
+    def told() -> bool:
+        steps = plane.do(lambda: plane.plane.take_counters(module.digest)).steps
+        for name, wire in steps.items():
+            found.setdefault(name, []).append(Histogram.from_wire(wire))
+        return sum(part.count for part in found.get("halve", ())) >= 5
+
+    settled(told)
+    counts = {name: sum(part.count for part in parts) for name, parts in found.items()}
+    assert counts == dict.fromkeys(("halve", "one", "two", "average"), 5), "and not those of the warm-up"
+    total = {name: sum(part.total for part in parts) for name, parts in found.items()}
+    assert total["halve"] >= 5 * 20_000 > total["average"]
+
+
+def test_a_step_that_falls_back_says_so(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    module = pipeline(
+        tmp_path / "m",
+        model("net", "onnx", "input.x", '[steps.options]\nprovider = "CUDAExecutionProvider, CPUExecutionProvider"\n'),
+        result="net.y",
+        files={"net.onnx": 1},
+    )
+    notes = plane.load(module)["notes"]
+    assert any(text.startswith("step 'net': ") and "CUDA" in text for _, text in notes), notes
 
 
 def test_a_golden_test_is_over_the_whole(start: Start, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving.exits import STEP_TITLE
 from skerry_modules.errors import PeerError, SkerryError
+from skerry_modules.histogram import Histogram
 from skerry_modules.manifest import PIPELINE, Manifest, step_manifest
+from skerry_modules.messages import Distribution
 from skerry_modules.pipeline import INPUT, Step, order
 from skerry_modules.tensors import DATATYPES, TensorSpec
 
@@ -46,44 +48,42 @@ class _Part(NamedTuple):
     sources: tuple[tuple[str, str], ...]  # (its input's name, where it comes from)
     checks: tuple[_Check, ...]
     close: Callable[[], None]
+    notes: tuple[tuple[str, str], ...]  # (code, text): what people should know of how it was loaded
 
 
 class PipelineModel:
-    """All steps, loaded; ``run`` is called from one thread.
-
-    ``spent_us`` is what each step has taken since :meth:`take_spent`, with the number of runs.
-    """
+    """All steps, loaded; ``run`` is called from one thread. ``notes`` are those of its steps."""
 
     def __init__(self, parts: list[_Part], outputs: tuple[tuple[str, str], ...]) -> None:
         self._parts = parts
         self._outputs = outputs
-        self._spent = [0] * len(parts)
-        self._runs = 0
+        self._spent = [Histogram() for _ in parts]
+        self.notes = tuple((code, f"step {part.name!r}: {text}") for part in parts for code, text in part.notes)
         self._title = ctypes.CDLL(None).prctl
 
     def run(self, inputs: Arrays) -> Arrays:
         values = {f"{INPUT}.{name}": array for name, array in inputs.items()}
-        title, spent = self._title, self._spent
-        now = time.perf_counter_ns
+        title, now = self._title, time.perf_counter
         began = now()
         try:
-            for place, part in enumerate(self._parts):
+            for part, spent in zip(self._parts, self._spent, strict=True):
                 title(_PR_SET_NAME, part.title, 0, 0, 0)
                 _run(part, values)
                 began, before = now(), began
-                spent[place] += began - before
+                spent.add((began - before) * 1e6)
         except SkerryError:  # after any other the process ends, and is to tell where
             title(_PR_SET_NAME, _IDLE, 0, 0, 0)
             raise
         title(_PR_SET_NAME, _IDLE, 0, 0, 0)
-        self._runs += 1
         return {name: values[source] for name, source in self._outputs}
 
-    def take_spent(self) -> dict[str, float]:
-        """Mean microseconds of each step since the last call, by name; empty if nothing ran."""
-        runs, self._runs = self._runs, 0
-        spent, self._spent = self._spent, [0] * len(self._parts)
-        return {part.name: ns / runs / 1000 for part, ns in zip(self._parts, spent, strict=True)} if runs else {}
+    def take_steps(self) -> dict[str, Distribution]:
+        """Microseconds in each step since the last call; a step that did not run is left out."""
+        return {
+            part.name: spent.take().to_wire()
+            for part, spent in zip(self._parts, self._spent, strict=True)
+            if spent.count
+        }
 
     def close(self) -> None:
         for part in reversed(self._parts):
@@ -151,25 +151,19 @@ class PipelineEngine:
 
 
 def _load(step: Step, title: bytes, folder: Path, manifest: Manifest, cache: Path) -> _Part:
-    run, close = _runner(step, folder, manifest, cache)
     checks = tuple(_Check(spec.name, f"{step.name}.{spec.name}", _dtype(spec.datatype), spec) for spec in step.outputs)
-    return _Part(step.name, title, run, tuple(step.sources.items()), checks, close)
-
-
-def _runner(
-    step: Step, folder: Path, manifest: Manifest, cache: Path
-) -> tuple[Callable[[Arrays], Arrays], Callable[[], None]]:
+    sources = tuple(step.sources.items())
     if step.engine is None:
         from skerry_agent.engines.combine import combiner
 
-        return combiner(step), _nothing
+        return _Part(step.name, title, combiner(step), sources, checks, _nothing, ())
     try:
         model: LoadedModel = engines.get(step.engine).load(folder, step_manifest(manifest, step), cache)
     except MemoryError as error:
         raise MemoryError(f"step {step.name!r} {error}") from error
     except SkerryError as error:
         raise _named(error, step.name) from error
-    return model.run, model.close
+    return _Part(step.name, title, model.run, sources, checks, model.close, getattr(model, "notes", ()))
 
 
 def _nothing() -> None:
