@@ -14,6 +14,8 @@ import pytest
 
 from examples.parts import script
 from skerry import convert
+from skerry.convert import converting, originals, runtimes, samples
+from skerry.convert.data import gather
 from skerry_agent import engines
 from skerry_agent import golden as device
 from skerry_modules import onnx_model, package
@@ -220,6 +222,25 @@ def test_a_quantisation_that_breaks_the_model_is_no_version(
     said = onnxruntime.InferenceSession(str(source)).run(["class"], {"image": image})[0][0]
     assert str(said) in worst.expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["floats", "source"]
+
+
+@pytest.mark.parametrize("wrong", [1, 32])
+def test_an_engine_has_to_be_right_for_one_row_and_for_many(wrong: int, images: Path, tmp_path: Path) -> None:
+    """Some are not: OpenVINO 2026.4 sums logarithms rightly for one row and wrongly for eight."""
+    original = originals.open_path(models.convnet(tmp_path / "net.onnx"), tmp_path, QUICK, plain=False)
+    given = samples.load([images], original.inputs, "label")
+    rows = gather(original, given, None, "f32", QUICK)
+    reference = runtimes.score_all(original.score, rows.judged.inputs, 32)
+
+    def score(inputs: Any) -> Any:
+        said = original.score(inputs)
+        return {name: array[..., ::-1] for name, array in said.items()} if len(inputs["image"]) == wrong else said
+
+    judged = converting._judge(
+        original, score, reference, rows, precision="f32", options=QUICK, progress=lambda *_: None
+    )
+    assert not judged.verdict.ok
+    assert judged.verdict.problems[0].endswith(f"(scored with {wrong} row{'s' * (wrong > 1)} a call)")
 
 
 def test_what_is_accepted_can_be_declared(module: Path, rows: Path, tmp_path: Path) -> None:
