@@ -529,3 +529,9 @@ def test_every_steps_engine_is_needed(folder: Path) -> None:
     assert [one.message for one in found] == [
         f"step {name!r} needs the engine onnx, the device has installed python" for name in ("small", "large")
     ]
+
+
+def test_the_pages_example_is_a_pipeline() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    found = manifest.parse(text.partition("```toml\n")[2].partition("```")[0])
+    assert [step.kind for step in pipeline.order(found.steps)] == ["python", "openvino", "onnx", "weighted"]
