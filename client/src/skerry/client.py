@@ -22,6 +22,8 @@ from skerry.types import (
     AuditEntry,
     Command,
     Device,
+    EndpointRoute,
+    EndpointState,
     Environment,
     EnvironmentDetail,
     Event,
@@ -302,6 +304,44 @@ class Client:
         body = {"reason": reason, "rollback": rollback}
         return self._send("POST", f"rollouts/{rollout}/abort", RolloutDetail, json=body)
 
+    # -- endpoints ---------------------------------------------------------------------------------------------------
+
+    def endpoints(self) -> list[EndpointState]:
+        return list(self._list("endpoints", EndpointState))
+
+    def endpoint(self, name: str, *, window_s: int = 300) -> EndpointState:
+        """One endpoint with its devices, and what its versions did in the last ``window_s`` seconds."""
+        return self._get(f"endpoints/{_part(name)}", EndpointState, window_s=window_s)
+
+    def set_endpoint(
+        self,
+        name: str,
+        *,
+        split: Iterable[EndpointRoute],
+        shadow: Iterable[EndpointRoute] = (),
+        target: str,
+        keep_before: bool = True,
+        reason: str = "",
+    ) -> EndpointState:
+        """Make or change an endpoint on all devices that match ``target``."""
+        body = {
+            "split": [_route_body(one) for one in split],
+            "shadow": [_route_body(one) for one in shadow],
+            "target": target,
+            "keep_before": keep_before,
+            "reason": reason,
+        }
+        return self._send("PUT", f"endpoints/{_part(name)}", EndpointState, json=body)
+
+    def turn_endpoint_back(self, name: str, *, reason: str = "") -> EndpointState:
+        """The split before the last change again."""
+        return self._send("POST", f"endpoints/{_part(name)}/back", EndpointState, json={"reason": reason})
+
+    def delete_endpoint(self, name: str, *, reason: str = "") -> None:
+        self._delete(f"endpoints/{_part(name)}", reason)
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
     def watch_rollout(self, rollout: int) -> Iterator[RolloutDetail]:
         """The rollout whenever it changes, until it has ended."""
         seen: RolloutDetail | None = None
@@ -428,6 +468,10 @@ def plan_body(plan: Plan | None) -> dict[str, Any]:
         waves = [wave_body(text) for text in body["waves"]]
         body["waves"] = waves if waves[-1] == {"percent": 100.0} else [*waves, {"percent": 100.0}]
     return body
+
+
+def _route_body(route: EndpointRoute) -> dict[str, Any]:
+    return {"module": route.module, "version": route.version, "percent": route.percent}
 
 
 def wave_body(text: str) -> dict[str, float]:

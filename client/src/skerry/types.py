@@ -303,6 +303,68 @@ class RolloutDetail(Rollout, frozen=True, kw_only=True):
     devices: tuple[RolloutDevice, ...] = ()
 
 
+class EndpointRoute(_Answer, frozen=True, kw_only=True):
+    """A version behind an endpoint; ``ready``: devices that have it loaded and well."""
+
+    module: str
+    version: int
+    percent: float = 100.0
+    ready: int = 0
+
+
+class Agreement(_Answer, frozen=True, kw_only=True):
+    """How a shadow compares with the live answers, in rows; ``dropped`` and ``failed`` in requests."""
+
+    rows: int = 0
+    agreed: int = 0
+    within: int = 0
+    worst: float = 0.0
+    dropped: int = 0
+    failed: int = 0
+
+
+class EndpointTraffic(_Answer, frozen=True, kw_only=True):
+    """What one version did for an endpoint; ``role`` is live or shadow, ``rate`` requests per second."""
+
+    module: str
+    version: int
+    role: str
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    rate: float = 0.0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+    agreement: Agreement | None = None
+
+
+class EndpointMember(_Answer, frozen=True, kw_only=True):
+    """A device that an endpoint's query matches; ``reason`` is a code where it cannot have it."""
+
+    device: str
+    reason: str = ""
+    message: str = ""
+
+
+class EndpointState(_Answer, frozen=True, kw_only=True):
+    """An endpoint. ``members`` and ``traffic`` are there where one was asked for, not in lists."""
+
+    name: str
+    target: str
+    split: tuple[EndpointRoute, ...] = ()
+    shadow: tuple[EndpointRoute, ...] = ()
+    before: tuple[EndpointRoute, ...] = ()
+    devices: int = 0
+    unschedulable: int = 0
+    revision: int = 0
+    changed_by: str = ""
+    reason: str = ""
+    created_at: int = 0
+    changed_at: int = 0
+    members: tuple[EndpointMember, ...] = ()
+    traffic: tuple[EndpointTraffic, ...] = ()
+
+
 class Candidate(_Answer, frozen=True, kw_only=True):
     """A device that a target matches; ``wave`` is −1 where it cannot run the version, ``obstacles`` say why."""
 

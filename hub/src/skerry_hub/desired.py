@@ -17,11 +17,12 @@ from sqlmodel import Session, col, select
 
 from skerry_hub import devices, registry
 from skerry_hub.profiling import Measured
-from skerry_hub.tables import Assignment, DesiredDocument, Device, ModelVersion
+from skerry_hub.tables import Assignment, DesiredDocument, Device, Endpoint, EndpointDevice, ModelVersion
 from skerry_modules import messages, trust
 from skerry_modules.errors import BugError, InputError
 from skerry_modules.messages import DesiredModule
 
+_routes = msgspec.json.Decoder(tuple[messages.Route, ...])
 SIGNER: Final = "hub_key"  # where a session's ``info`` holds the hub's key: see ``db.Database.info``
 
 
@@ -90,7 +91,15 @@ def _issue(session: Session, row: Device, revision: int, now: int) -> None:
     if not isinstance(key, trust.SigningKey):
         raise BugError("internal.bug", "cannot sign a desired document: this database session carries no hub key")
     session.flush()
-    wanted = messages.Desired(device=row.id, revision=revision, issued_at=now, modules=tuple(_modules(session, row.id)))
+    modules, behind = _modules(session, row.id), _endpoints(session, row.id)
+    wanted = messages.Desired(
+        device=row.id,
+        revision=revision,
+        issued_at=now,
+        modules=tuple(modules),
+        endpoints=tuple(_endpoint(one) for one in behind),
+        sides=tuple(_sides(session, row.id, behind, {(one.name, one.version) for one in modules})),
+    )
     payload = messages.encode(wanted)
     signed = messages.Signed(messages.FORMAT, payload, (key.sign(trust.DESIRED_TYPE, payload),))
     kept = session.get(DesiredDocument, row.id) or DesiredDocument(device=row.id, revision=0, payload=b"", at=now)
@@ -99,6 +108,46 @@ def _issue(session: Session, row: Device, revision: int, now: int) -> None:
     session.add(row)
     session.add(kept)
     session.flush()
+
+
+def _endpoints(session: Session, device: str) -> list[Endpoint]:
+    """The endpoints that a device has."""
+    statement = select(Endpoint).join(EndpointDevice, col(EndpointDevice.endpoint) == col(Endpoint.name))
+    mine = (col(EndpointDevice.device) == device, col(EndpointDevice.reason) == "")
+    return list(session.exec(statement.where(*mine).order_by(col(Endpoint.name))))
+
+
+def _endpoint(row: Endpoint) -> messages.Endpoint:
+    routes, shadow, before = (_routes.decode(text) for text in (row.split, row.shadow, row.before))
+    return messages.Endpoint(name=row.name, routes=routes, shadow=shadow, before=before)
+
+
+def _sides(session: Session, device: str, behind: list[Endpoint], own: set[tuple[str, int]]) -> list[DesiredModule]:
+    """The versions behind endpoints that are not their module's own version on the device."""
+    attempts: dict[tuple[str, int], int] = {}
+    for row in behind:
+        for text in (row.split, row.shadow, row.before):
+            for route in _routes.decode(text):
+                key = (route.module, route.version)
+                attempts[key] = max(attempts.get(key, 0), row.changed_at)
+    wanted = sorted(key for key in attempts if key not in own)
+    measured = Measured(session, wanted)
+    place = devices.get(session, device)
+    found = []
+    for name, number in wanted:
+        version = registry.get_version(session, name, number)
+        found.append(
+            DesiredModule(
+                name=name,
+                version=number,
+                digest=version.digest,
+                index_size=version.index_size,
+                signatures=msgspec.json.decode(version.signatures, type=tuple[trust.Signature, ...]),
+                attempt=attempts[name, number],
+                memory_mb=measured.memory_mb(name, number, place),
+            )
+        )
+    return found
 
 
 def _modules(session: Session, device: str) -> list[DesiredModule]:

@@ -28,6 +28,7 @@ from skerry_hub.tables import (
     Device,
     DeviceModule,
     DeviceTag,
+    EndpointDevice,
     ModelVersion,
     Rollout,
     RolloutDevice,
@@ -176,7 +177,7 @@ def remove(session: Session, device: str, *, actor: str, now: int, reason: str =
             f"wait for it, or `skerry rollouts abort {rollouts[0]}`",
             rollouts=rollouts,
         )
-    for table in (Assignment, DesiredDocument, DeviceTag, DeviceModule, StreamMark):
+    for table in (Assignment, DesiredDocument, DeviceTag, DeviceModule, EndpointDevice, StreamMark):
         session.exec(delete(table).where(col(table.device) == device))
     session.delete(row)
     audit.record(session, actor=actor, action="device.remove", subject=device, now=now, reason=reason)

@@ -235,6 +235,7 @@ class Batch:
                 p50,
                 p99,
                 bytes(raw),
+                body.role,
             )
         )
 

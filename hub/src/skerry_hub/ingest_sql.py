@@ -29,6 +29,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "p50_us",
         "p99_us",
         "body",
+        "role",
     ),
     "health": (
         "device",

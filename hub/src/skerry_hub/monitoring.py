@@ -6,11 +6,13 @@ Not handled here: writing any of it (:mod:`skerry_hub.ingest`).
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from skerry_hub.tables import Device, DeviceModule, EventRow, HealthRow, TelemetryRow
+from skerry_hub.tables import Device, DeviceModule, EndpointDevice, EventRow, HealthRow, TelemetryRow
 from skerry_modules import messages
 from skerry_modules.errors import PeerError
 from skerry_modules.histogram import Histogram
@@ -43,6 +45,7 @@ def traffic(
 ) -> Traffic:
     """Counts and merged latency of the newest ``limit`` windows that ended after ``since`` (ms)."""
     statement = select(TelemetryRow.body).where(col(TelemetryRow.module) == module, col(TelemetryRow.end_ms) > since)
+    statement = statement.where(col(TelemetryRow.role) == "live")
     if version is not None:
         statement = statement.where(col(TelemetryRow.version) == version)
     if device:
@@ -58,6 +61,80 @@ def traffic(
             continue
     p50, p90, p99 = (merged.quantile(share) for share in (0.5, 0.9, 0.99))
     return Traffic(requests=requests, errors=errors, rejected=rejected, p50_us=p50, p90_us=p90, p99_us=p99)
+
+
+class Behind(msgspec.Struct, frozen=True, kw_only=True):
+    """What one version did for an endpoint in one role, on all its devices together."""
+
+    module: str
+    version: int
+    role: str
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    rate: float = 0.0  # requests per second of the time that was asked for
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+    agreement: messages.Agreement = messages.Agreement()
+
+
+def behind(session: Session, endpoint: str, *, since: int, now: int, limit: int = 10_000) -> list[Behind]:
+    """By version and role, from the newest ``limit`` windows of the endpoint's devices that ended after ``since``."""
+    devices = select(EndpointDevice.device).where(
+        col(EndpointDevice.endpoint) == endpoint, col(EndpointDevice.reason) == ""
+    )
+    statement = (
+        select(TelemetryRow.body)
+        .where(col(TelemetryRow.endpoint) == endpoint, col(TelemetryRow.end_ms) > since)
+        .where(col(TelemetryRow.device).in_(devices))
+        .order_by(col(TelemetryRow.id).desc())
+        .limit(limit)
+    )
+    windows: dict[tuple[str, int, str], list[messages.Telemetry]] = {}
+    for body in session.exec(statement):
+        window = _telemetry.decode(body)
+        windows.setdefault((window.module, window.version, window.role), []).append(window)
+    return [_behind(key, found, max(now - since, 1)) for key, found in sorted(windows.items())]
+
+
+def _behind(key: tuple[str, int, str], windows: list[messages.Telemetry], span_ms: int) -> Behind:
+    merged = Histogram()
+    for window in windows:
+        with contextlib.suppress(PeerError):  # edges of its own: its requests count all the same
+            merged.merge(Histogram.from_wire(window.latency_us))
+    found = [window.agreement for window in windows]
+    requests = sum(window.requests for window in windows)
+    return Behind(
+        module=key[0],
+        version=key[1],
+        role=key[2],
+        requests=requests,
+        errors=sum(window.errors for window in windows),
+        rejected=sum(window.rejected for window in windows),
+        rate=1000 * requests / span_ms,
+        p50_us=merged.quantile(0.5) if requests else 0.0,
+        p99_us=merged.quantile(0.99) if requests else 0.0,
+        agreement=messages.Agreement(
+            rows=sum(one.rows for one in found),
+            agreed=sum(one.agreed for one in found),
+            within=sum(one.within for one in found),
+            worst=max(one.worst for one in found),
+            dropped=sum(one.dropped for one in found),
+            failed=sum(one.failed for one in found),
+        ),
+    )
+
+
+def ready(session: Session, endpoint: str) -> dict[tuple[str, int], int]:
+    """On how many of the endpoint's devices each version is loaded and well, by what they reported."""
+    statement = (
+        select(DeviceModule.module, DeviceModule.version, func.count())
+        .join(EndpointDevice, col(EndpointDevice.device) == col(DeviceModule.device))
+        .where(col(EndpointDevice.endpoint) == endpoint, col(EndpointDevice.reason) == "")
+        .where(col(DeviceModule.phase) == "Healthy", col(DeviceModule.role).in_(("current", "side")))
+        .group_by(col(DeviceModule.module), col(DeviceModule.version))
+    )
+    return {(module, version): count for module, version, count in session.exec(statement)}
 
 
 def health_series(

@@ -20,6 +20,7 @@ from skerry_hub.rules.rollout import ACTIVE, DeviceStep
 from skerry_hub.tables import (
     Assignment,
     DeviceModule,
+    Endpoint,
     Model,
     ModelVersion,
     ModuleProfileRow,
@@ -31,9 +32,10 @@ from skerry_hub.tables import (
 from skerry_modules import package
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import is_name
+from skerry_modules.messages import Route
 from skerry_modules.trust import Signature
 
-HELD_ROLES: Final = ("current", "candidate", "last-good")
+HELD_ROLES: Final = ("current", "candidate", "last-good", "side")
 
 
 def create_model(session: Session, name: str, *, description: str = "", actor: str, now: int) -> Model:
@@ -198,7 +200,7 @@ def package_of(session: Session, objects: ObjectStore, name: str, version: int) 
 
 
 def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
-    """Who needs a version: device ids by ``desired`` and role; rollouts' numbers by ``rollout``."""
+    """Who needs a version: device ids by ``desired`` and role; rollouts' numbers by ``rollout``; endpoints' names."""
     found: dict[str, list[str]] = {}
     wanted = select(Assignment.device).where(col(Assignment.module) == name, col(Assignment.version) == version)
     found["desired"] = sorted(session.exec(wanted))
@@ -219,7 +221,21 @@ def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
         .where(col(RolloutDevice.step) != DeviceStep.ROLLED_BACK)
     )
     found["rollout"] = [str(number) for number in sorted({*session.exec(forward), *session.exec(back)}, key=str)]
+    found["endpoint"] = _endpoints_with(session, name, version)
     return {role: names for role, names in found.items() if names}
+
+
+def _endpoints_with(session: Session, name: str, version: int) -> list[str]:
+    """The endpoints behind which a version stands, or stood before the last change."""
+    return [
+        row.name
+        for row in session.exec(select(Endpoint).order_by(col(Endpoint.name)))
+        if any(
+            (route.module, route.version) == (name, version)
+            for text in (row.split, row.shadow, row.before)
+            for route in msgspec.json.decode(text, type=tuple[Route, ...])
+        )
+    ]
 
 
 def delete_version(session: Session, name: str, version: int, *, actor: str, now: int, reason: str = "") -> None:

@@ -137,6 +137,32 @@ class Assignment(SQLModel, table=True):
     at: int = Field(sa_type=BigInteger)
 
 
+class Endpoint(SQLModel, table=True):
+    """A name that clients call on devices; ``split``, ``shadow``, ``before``: JSON lists of ``messages.Route``."""
+
+    name: str = Field(primary_key=True)
+    target: str
+    split: str
+    shadow: str = "[]"
+    before: str = "[]"  # the split before the last change: kept loaded for the way back
+    revision: int = 0
+    changed_by: str = ""
+    reason: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+    changed_at: int = Field(sa_type=BigInteger)  # also the attempt of its versions on devices
+
+
+class EndpointDevice(SQLModel, table=True):
+    """A device that an endpoint's query matches; ``reason`` is a code where it cannot have the endpoint."""
+
+    __tablename__ = "endpoint_device"
+    endpoint: str = Field(primary_key=True)
+    device: str = Field(primary_key=True)
+    reason: str = ""
+    message: str = ""
+    __table_args__ = (Index("endpoint_device_by_device", "device"),)
+
+
 class DesiredDocument(SQLModel, table=True):
     """The signed document as it was last published, retained here so that any broker may lose it."""
 
@@ -219,7 +245,11 @@ class TelemetryRow(SQLModel, table=True):
     p50_us: float
     p99_us: float
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    __table_args__ = (Index("telemetry_by_device", "device", "end_ms"),)
+    role: str = Field(default="live", sa_column_kwargs={"server_default": "live"})  # live or shadow
+    __table_args__ = (
+        Index("telemetry_by_device", "device", "end_ms"),
+        Index("telemetry_by_endpoint", "endpoint", "end_ms"),
+    )
 
 
 class HealthRow(SQLModel, table=True):
@@ -365,6 +395,8 @@ __all__ = [
     "Device",
     "DeviceModule",
     "DeviceTag",
+    "Endpoint",
+    "EndpointDevice",
     "Environment",
     "EnvironmentUse",
     "EnvironmentVersion",

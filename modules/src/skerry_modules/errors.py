@@ -36,6 +36,8 @@ CODES: dict[str, str] = {
     "query.invalid": "A tag query is not of the form TagName=TagValue.",
     "rollout.unknown": "No such rollout.",
     "rollout.empty_target": "The target query matches no device.",
+    "endpoint.unknown": "No endpoint with this name.",
+    "endpoint.invalid": "The endpoint's name, split or shadows are not possible.",
     "rollout.conflict": "Another rollout runs for the same module on some of the same devices.",
     "rollout.invalid": "The rollout plan is not possible (waves, threshold or soak).",
     "rollout.wrong_state": "The rollout is not in a state that allows this.",

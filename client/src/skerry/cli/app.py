@@ -15,7 +15,19 @@ from typing import Annotated, Any
 import typer
 
 from skerry import deploying, scaffold, wire
-from skerry.cli import devices, environments, export, keys_commands, models, modules, output, profiling, rollouts, samples
+from skerry.cli import (
+    devices,
+    endpoints,
+    environments,
+    export,
+    keys_commands,
+    models,
+    modules,
+    output,
+    profiling,
+    rollouts,
+    samples,
+)
 from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName, Reason, TagList
 from skerry_modules.errors import InputError, SkerryError
@@ -31,6 +43,7 @@ for name, part in {
     "environments": environments.app,
     "devices": devices.app,
     "rollouts": rollouts.app,
+    "endpoints": endpoints.app,
     "samples": samples.app,
     "keys": keys_commands.app,
 }.items():

@@ -25,6 +25,7 @@ PARTS: Final = (
     "profiling",
     "devices",
     "rollouts",
+    "endpoints",
     "samples",
     "events",
     "system",

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, desired, devices, queries, registry
+from skerry_hub import audit, desired, devices, endpoints, queries, registry
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_number, after_text
 from skerry_hub.api.events import EventView, event_views, events_of
 from skerry_hub.clock import now_ms
@@ -30,7 +30,7 @@ class ModuleView(BaseModel):
     digest: str
     phase: str = Field(description="Transitioning, Healthy, Unhealthy, Unschedulable or Failed", examples=["Healthy"])
     step: str
-    role: str = Field(description="current, candidate, last-good, or empty")
+    role: str = Field(description="current, candidate, last-good, side (kept loaded for endpoints), or empty")
     reason: str = Field(description="A stable code, or empty", examples=["install.golden_failed"])
     message: str
     since: int
@@ -127,6 +127,7 @@ def register_device(hub: HubOf, actor: Actor, body: NewDevice) -> RegisteredDevi
             now=now_ms(),
         )
         session.flush()
+        endpoints.settle(session, body.id, now=now_ms())
         return_value = _registered(hub, session, body.id, password)
     hub.refresh_credentials()
     hub.bus.publish("fleet")
@@ -178,7 +179,10 @@ def tag_device(hub: HubOf, actor: Actor, device: Id, body: DeviceTags) -> Device
     with hub.db.session() as session:
         devices.set_tags(session, device, body.tags, actor=actor, now=now_ms())
         session.flush()
+        changed = endpoints.settle(session, device, now=now_ms())
         view = device_views(session, [devices.get(session, device)])[0]
+    if changed:
+        hub.publish_desired([device])
     hub.bus.publish("fleet", f"device:{device}")
     return view
 

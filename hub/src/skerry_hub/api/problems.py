@@ -30,6 +30,7 @@ _STATUS: Final[dict[str, HTTPStatus]] = {
     "module.unknown": HTTPStatus.NOT_FOUND,
     "device.unknown": HTTPStatus.NOT_FOUND,
     "rollout.unknown": HTTPStatus.NOT_FOUND,
+    "endpoint.unknown": HTTPStatus.NOT_FOUND,
     "request.not_found": HTTPStatus.NOT_FOUND,
     "request.method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "request.too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

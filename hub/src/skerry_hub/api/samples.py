@@ -35,6 +35,7 @@ class TelemetryView(BaseModel):
     module: str
     version: int
     endpoint: str
+    role: str = Field(description="live, or shadow: scored copies that nobody was answered with")
     start_ms: int
     end_ms: int
     requests: int

@@ -50,7 +50,11 @@ class Pulse:
             col(TelemetryRow.requests),
             col(TelemetryRow.errors),
             col(TelemetryRow.body),
-        ).where(col(TelemetryRow.id) > max(self._seen, newest - MAX_ROWS), col(TelemetryRow.id) <= newest)
+        ).where(
+            col(TelemetryRow.id) > max(self._seen, newest - MAX_ROWS),
+            col(TelemetryRow.id) <= newest,
+            col(TelemetryRow.role) == "live",
+        )
         for start, end, requests, errors, body in session.execute(statement):
             self._series.add(start, end, requests, errors, body)
         self._seen = newest

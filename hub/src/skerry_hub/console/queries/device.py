@@ -144,7 +144,9 @@ def telemetry(session: Session, name: str, now: int, span_ms: int) -> Points:
         col(TelemetryRow.requests),
         col(TelemetryRow.errors),
         col(TelemetryRow.body),
-    ).where(col(TelemetryRow.device) == name, col(TelemetryRow.end_ms) > now - span_ms)
+    ).where(
+        col(TelemetryRow.device) == name, col(TelemetryRow.end_ms) > now - span_ms, col(TelemetryRow.role) == "live"
+    )
     for start, end, requests, errors, body in session.execute(statement):
         series.add(start, end, requests, errors, body)
     return series.shown(now)

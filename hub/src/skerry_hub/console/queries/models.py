@@ -102,7 +102,9 @@ def presences(session: Session, name: str) -> dict[int, Presence]:
     )
     for version, role, phase, count in session.execute(reported):
         mine = numbers.setdefault(version, {})
-        key = {"current": "current", "last-good": "last_good"}.get(role, "failed" if phase == "Failed" else "candidate")
+        key = {"current": "current", "side": "current", "last-good": "last_good"}.get(
+            role, "failed" if phase == "Failed" else "candidate"
+        )
         mine[key] = mine.get(key, 0) + count
     return {version: Presence(**mine) for version, mine in numbers.items()}
 
