@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Engine, insert
 from sqlmodel import SQLModel
 
+from console import seed_measured
 from skerry_hub import tables as t
 from skerry_modules import messages
 from skerry_modules.messages import Distribution
@@ -112,6 +113,7 @@ def seed(engine: Engine, now: int, *, devices: int = 60, minutes: int = 60) -> N
         rollouts, progress = _rollouts(now, fleet)
         put(t.DeviceModule, _modules(now, fleet, progress))
         put(t.Assignment, _assignments(now, fleet))
+        put(t.ModuleProfileRow, seed_measured.profiles(now))
         put(t.Rollout, rollouts)
         put(t.RolloutDevice, progress)
         put(t.HealthRow, _health(rng, now, fleet, minutes))

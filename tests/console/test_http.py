@@ -48,6 +48,23 @@ def test_assets_may_be_kept_for_ever_since_their_address_changes(seeded: Served)
     assert moved.headers["location"] == f"/assets/{digest}/console.css"
 
 
+def test_a_versions_page_shows_what_was_measured(seeded: Served) -> None:
+    def panel(version: str) -> str:
+        page = httpx.get(f"{seeded.url}/models/{version}", headers=HTML).text
+        found = page.partition('aria-labelledby="measured"')[2].partition("</section>")[0]
+        return " ".join(re.sub(r"<[^>]*>", " ", found.replace("<wbr>", "")).split())
+
+    measured = panel("digits/versions/3")
+    assert "press-harbour-04 raspberry-pi-5" in measured
+    assert "onnx, 1 thread, batch 1 recommended 970 µs 1.07 ms 1.36 ms 3 % 1,031 98 % 11 ms 6.8 MB passed" in measured
+    assert "it needs 24 MB : what the scheduler counts" in measured
+    assert "openvino, 1 thread, batch 1: unschedulable.engine cannot use the engine openvino" in measured
+    assert "A machine that is no device" in measured
+    assert "simulated" not in measured
+    assert "simulated: its times mean nothing" in panel("digits-fpga/versions/1")
+    assert "Nobody measured it yet" in panel("digits/versions/2")
+
+
 def test_a_pipelines_page_lists_its_steps(seeded: Served) -> None:
     page = httpx.get(seeded.url + "/models/vibration/versions/2", headers=HTML).text
     steps = page.partition('id="steps"')[2].partition("</ul>")[0]

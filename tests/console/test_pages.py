@@ -19,6 +19,7 @@ PAGES = {
     "model": "/models/digits",
     "version": "/models/digits/versions/3",
     "pipeline": "/models/vibration/versions/2",
+    "simulated": "/models/digits-fpga/versions/1",
     "rollouts": "/rollouts",
     "running": "/rollouts/6",
     "rolled back": "/rollouts/4",

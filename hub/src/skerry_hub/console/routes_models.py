@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from skerry_hub import registry
+from skerry_hub.console.queries import measured
 from skerry_hub.console.queries import models as model_queries
 from skerry_hub.console.routes import hub
-from skerry_hub.console.templating import page
+from skerry_hub.console.templating import now_ms, page
 
 router = APIRouter(include_in_schema=False)
 
@@ -41,6 +42,7 @@ def version(name: str, version: int, request: Request) -> Response:
     with hub(request).db.read() as session:
         registry.get_version(session, name, version)
         found = model_queries.version(session, name, version)
+        profiles = measured.of_version(session, name, version, now_ms())
     assert found is not None  # the service has just found it, in the same transaction
     return page(
         request,
@@ -49,4 +51,5 @@ def version(name: str, version: int, request: Request) -> Response:
         section="models",
         topics=("models", "fleet"),
         version=found,
+        measured=profiles,
     )
