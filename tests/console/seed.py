@@ -18,6 +18,7 @@ from sqlmodel import SQLModel
 from console import seed_measured
 from skerry_hub import tables as t
 from skerry_modules import messages
+from skerry_modules.histogram import Histogram
 from skerry_modules.messages import Distribution
 
 MINUTE = 60_000
@@ -68,8 +69,8 @@ PIPELINE: dict[tuple[str, int], dict[str, Any]] = {
         "steps": [
             {
                 "name": "detrend",
-                "engine": "python",
-                "model": "detrend.py",
+                "engine": "onnx",
+                "model": "detrend.onnx",
                 "from": {"window": "input.window"},
                 "inputs": MODELS["vibration"]["inputs"],
                 "outputs": MODELS["vibration"]["inputs"],
@@ -485,16 +486,34 @@ def _health(rng: random.Random, now: int, fleet: list[Any], minutes: int) -> lis
 
 def latency(rng: random.Random, requests: int, middle_us: float) -> Distribution:
     """Counts over the standard log2 edges, around ``middle_us``."""
-    from skerry_modules.histogram import Histogram
-
     histogram = Histogram()
     for _ in range(min(requests, 40)):
         histogram.add(middle_us * math.exp(rng.gauss(0, 0.35)))
     return histogram.to_wire()
 
 
+def pipeline_window(now: int, device: str) -> dict[str, Any]:
+    """One window of a pipeline, with the times of its steps."""
+    wires = {"detrend": [40.0] * 9, "net": [900.0] * 9}
+    steps = {}
+    for name, times in wires.items():
+        histogram = Histogram()
+        for value in times:
+            histogram.add(value)
+        steps[name] = histogram.to_wire()
+    body = messages.Telemetry(
+        module="vibration", version=2, digest=digest("vibration2"), endpoint="vibration", start=now - 30_000, end=now,
+        requests=9, latency_us=steps["net"], steps=steps,
+    )  # fmt: skip
+    return {
+        "device": device, "module": "vibration", "version": 2, "endpoint": "vibration", "start_ms": now - 30_000,
+        "end_ms": now, "requests": 9, "errors": 0, "rejected": 0, "p50_us": 900.0, "p99_us": 950.0,
+        "body": messages.encode(body),
+    }  # fmt: skip
+
+
 def _telemetry(rng: random.Random, now: int, fleet: list[Any], minutes: int) -> list[dict[str, Any]]:
-    rows = []
+    rows = [pipeline_window(now - minutes * 60_000, fleet[0][0]["id"])]
     for step in range(minutes * 2):
         for index, (device, tags) in enumerate(fleet):
             if not device["online"]:

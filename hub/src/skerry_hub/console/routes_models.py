@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from skerry_hub import registry
-from skerry_hub.console.queries import measured
+from skerry_hub.console.queries import measured, steps
 from skerry_hub.console.queries import models as model_queries
 from skerry_hub.console.routes import hub
 from skerry_hub.console.templating import now_ms, page
@@ -42,6 +42,7 @@ def version(name: str, version: int, request: Request) -> Response:
     with hub(request).db.read() as session:
         registry.get_version(session, name, version)
         found = model_queries.version(session, name, version)
+        times = steps.medians(session, name, version) if found and found.manifest.get("steps") else {}
         profiles = measured.of_version(session, name, version, now_ms())
     assert found is not None  # the service has just found it, in the same transaction
     return page(
@@ -52,4 +53,5 @@ def version(name: str, version: int, request: Request) -> Response:
         topics=("models", "fleet"),
         version=found,
         measured=profiles,
+        step_times=times,
     )
