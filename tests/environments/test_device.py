@@ -27,13 +27,42 @@ from skerry_agent.environments import Environments, target_for, unneeded
 from skerry_agent.serving.settings import ServingSettings
 from skerry_modules import environments, package, profiles
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
-from skerry_modules.index import Index
+from skerry_modules.index import Index, index_bytes
 from skerry_modules.messages import Route
+from support.processes import wait_until
 
 from . import wheels
-from .conftest import MakeModule, here
+from .conftest import HERE, PYTHON, MakeModule, here
 
 T = TypeVar("T")
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+from skerry_agent.environments import Environments
+from skerry_modules.environments import choose
+from skerry_modules.index import parse_index
+
+folder, index, machine, python = sys.argv[1:]
+lock = parse_index(Path(index).read_bytes()).facts.environment
+place = Environments(Path(folder), Path(folder) / "objects")
+asyncio.run(place.build(lock, choose(lock, machine, python, "")))
+"""
+
+
+def builders(folder: Path) -> list[str]:
+    """Building processes whose agent was started in the state folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                "environment_build" in (process / "cmdline").read_text()
+                and (process / "cwd").readlink() == folder.parent
+            ):
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
 
 
 class Device:
@@ -78,12 +107,29 @@ def device(tmp_path: Path) -> Device:
     return Device(tmp_path / "device")
 
 
+@pytest.fixture(scope="module")
+def resolved() -> list[environments.Bundle]:
+    """What the first test resolved: all of these modules name the same packages."""
+    return []
+
+
 @pytest.fixture
-def packed(stocked: Path, make_module: MakeModule, tmp_path: Path) -> Callable[..., Path]:
+def packed(
+    stocked: Path,
+    make_module: MakeModule,
+    resolved: list[environments.Bundle],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:
     def make(name: str = "scorer", **options: Any) -> Path:
         folder = make_module(name, **options)
-        bundle = client.prepare(folder, package.read_folder(folder))
-        return package.write_package(folder, tmp_path / f"{name}.skerry", bundle=bundle).path
+        if not resolved:
+            monkeypatch.setenv("SKERRY_CACHE", str(tmp_path_factory.mktemp("resolved")))
+            bundle = client.prepare(folder, package.read_folder(folder))
+            assert bundle is not None
+            resolved.append(bundle)
+        return package.write_package(folder, tmp_path / f"{name}.skerry", bundle=resolved[0]).path
 
     return make
 
@@ -257,6 +303,27 @@ def test_a_kill_in_the_middle_of_a_build_leaves_nothing_that_counts(
     assert list(folder.iterdir()) == []
     assert run(again.build(index))["built"]
     assert inside(device.environment(index), "import greeting; print(greeting.FACTOR)") == "3.0"
+
+
+def test_a_build_ends_with_the_agent_that_was_killed(
+    device: Device, packed: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, index = device.receive(packed())
+    folder = device.environments.folder
+    (tmp_path / "index.json").write_bytes(index_bytes(index))
+    command = [sys.executable, "-c", AGENT, str(device.disk.folder), str(tmp_path / "index.json"), HERE, PYTHON]
+    agent = subprocess.Popen(command, cwd=device.disk.folder)
+    until = time.monotonic() + 30
+    while not list(folder.glob(".new-*/lib")) and time.monotonic() < until:
+        time.sleep(0.001)
+    assert builders(folder)
+    agent.kill()
+    agent.wait()
+    wait_until(lambda: not builders(folder), what="the build to end with its agent")
+    assert device.environments.present() == set()
+    again = Device(device.disk.folder)
+    assert list(folder.iterdir()) == []
+    assert run(again.build(index))["built"]
 
 
 def test_a_build_that_is_given_up_ends_and_leaves_nothing(device: Device, packed: Callable[..., Path]) -> None:

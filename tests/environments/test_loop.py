@@ -108,6 +108,7 @@ def test_an_environment_goes_the_whole_way(
     detail = hub.environment_version("greetings", 1)
     assert detail.modules == ("first:1", "second:1")
     assert hub.environment("greetings").last_version == 1
+    assert hub.version("second", 1).environment == "greetings:1"
     assert environments.key_of(detail.lock) == detail.digest
 
     agent = Agent(hub, tmp_path)

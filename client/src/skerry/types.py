@@ -129,6 +129,7 @@ class VersionDetail(Version, frozen=True, kw_only=True):
     manifest: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     files: tuple[File, ...] = ()
+    environment: str = ""
     holders: dict[str, tuple[str, ...]] = {}
 
 

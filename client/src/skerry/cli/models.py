@@ -212,6 +212,7 @@ def _show_version(one: VersionDetail) -> None:
             ("version", f"{one.name}:{one.version}"),
             ("digest", one.digest),
             ("engine", one.engine),
+            ("environment", one.environment),
             ("size", output.size(one.size)),
             ("registered", f"{output.when(one.created_at)} by {one.created_by}"),
             ("reason", one.reason),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from skerry_hub import queries, registration, registry
+from skerry_hub import environments, queries, registration, registry
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_text, after_version
 from skerry_hub.app import Hub
 from skerry_hub.clock import now_ms
@@ -59,6 +59,7 @@ class VersionDetail(VersionView):
     manifest: dict[str, Any]
     facts: dict[str, Any] = Field(description="What was read from the model file: operators, opset")
     files: list[FileView]
+    environment: str = Field(description="`NAME:VERSION` of its environment; empty: none", examples=["vision:3"])
     holders: dict[str, list[str]] = Field(description="Devices (and rollouts) that need it, by why; empty: deletable")
 
 
@@ -343,6 +344,7 @@ def version_detail(session: Session, row: ModelVersion) -> VersionDetail:
         manifest=msgspec.json.decode(row.manifest),
         facts=msgspec.json.decode(row.facts),
         files=[FileView(path=file.path, sha256=file.sha256, size=file.size) for file in files],
+        environment=environments.used_by(session, row.name, row.version),
         holders=registry.holders(session, row.name, row.version),
     )
 
