@@ -94,7 +94,7 @@ def run(order: Measure) -> Measured:
         report = golden.run(order.manifest, folder, model.run)
     inputs, kind = _inputs(order.manifest, folder)
     found = Measured(
-        engine_version=engine.version(),
+        engine_version=engines.version_of(order.manifest),
         load_ms=round(load_ms, 3),
         limit_mb=watch.peak_mb,
         golden="none" if not report.cases else "passed" if report.passed else f"failed: {report.message}"[:300],
