@@ -134,6 +134,7 @@ class Commands:
         for command, (name, _) in self._running.items():  # cancelled before its first step
             self._put(_interrupted(command, name))
         self._running.clear()
+        self._save()
 
 
 async def _ping(_command: Command, _progress: Progress) -> dict[str, Any]:
