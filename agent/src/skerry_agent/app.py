@@ -22,10 +22,10 @@ import msgspec
 from skerry_agent import device_health, notify, wiring
 from skerry_agent.commands import Commands
 from skerry_agent.control import Control
+from skerry_agent.device_profile import equip, load_profile
 from skerry_agent.disk import MB, Disk
 from skerry_agent.driver import Driver
 from skerry_agent.engines import available
-from skerry_agent.engines._devices import publish as publish_devices
 from skerry_agent.engines._host import installed
 from skerry_agent.events import Events
 from skerry_agent.hublink import HubLink, NoLink
@@ -33,6 +33,7 @@ from skerry_agent.mqtt import LinkEvent, MqttLink
 from skerry_agent.outbox import Outbox
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules.spool import SpoolSettings
+from skerry_agent.serving import headstart
 from skerry_agent.serving.plane import Plane
 from skerry_agent.settings import Settings, redacted
 from skerry_agent.spool import Spool
@@ -55,14 +56,13 @@ class App:
         self.settings = settings
         self.boot = os.urandom(8).hex()
         self._version = installed("skerry")
-        self.profile = wiring.load_profile(settings.device.profile)
-        for name, value in self.profile.environment().items():
-            os.environ.setdefault(name, value)  # engines start as children and inherit it
-        publish_devices(self.profile, os.environ)
+        self.profile = load_profile(settings.device.profile)
+        equip(self.profile, os.environ)
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._began = time.monotonic()
         self._followed = -1
+        self._noted: frozenset[str] = frozenset()
         self._engines = available()
         self.disk_thread = ThreadPoolExecutor(1, "disk")
         self._state_thread = ThreadPoolExecutor(1, "state")
@@ -249,6 +249,7 @@ class App:
             "device %s (%s) is up; scoring at %s", self.settings.device.id, self.settings.device.profile, self.addresses
         )
         notify.send("READY=1")
+        self._loop.call_later(self.settings.serving.zygote_timeout_s, headstart.end_rest)
         await self._stop.wait()
         notify.send("STOPPING=1")
         await self._end(control)
@@ -279,6 +280,9 @@ class App:
     def _follow_hub(self) -> None:
         """Take over the settings of a desired document as soon as it is in force."""
         self.plane.repository.follow()
+        if self.plane.engines != self._noted:
+            self._noted = self.plane.engines
+            headstart.note(self.settings.folder, self._noted)
         if self.brain.revision == self._followed or not self.brain.desired:
             return
         self._followed = self.brain.revision

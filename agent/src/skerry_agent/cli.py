@@ -140,6 +140,12 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(
         level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    from skerry_agent.device_profile import equip, load_profile
+    from skerry_agent.serving import headstart
+
+    equip(load_profile(settings.device.profile), os.environ)
+    headstart.begin(settings.folder)  # engines import while the agent does
+
     from skerry_agent.app import App
     from skerry_agent.serving.plane import run
 
@@ -150,7 +156,10 @@ def _run(options: argparse.Namespace) -> int:
     async def serve() -> None:
         await App(settings).run()
 
-    run(serve())
+    try:
+        run(serve())
+    finally:
+        headstart.end_rest()
     return 0
 
 

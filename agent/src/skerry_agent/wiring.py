@@ -12,7 +12,7 @@ from skerry_agent.rules.brain import Brain
 from skerry_agent.settings import Settings, SourceSettings, parse_address
 from skerry_agent.shelf import DiskShelf
 from skerry_agent.sources import Feeder, Opened
-from skerry_modules import messages, profiles, topics, trust
+from skerry_modules import messages, topics, trust
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Presence
 from skerry_modules.profiles import Profile
@@ -20,20 +20,6 @@ from skerry_modules.profiles import Profile
 if TYPE_CHECKING:
     from skerry_agent.app import App
     from skerry_agent.serving.plane import Plane
-
-
-def load_profile(name: str) -> Profile:
-    """One profile, without reading all that are shipped; a path to a ``.toml`` of one's own works too.
-
-    Raises:
-        InputError: ``profile.unknown``, ``profile.invalid``.
-    """
-    path = Path(name) if name.endswith(".toml") else profiles.folder() / f"{name}.toml"
-    if path.is_file():
-        profile = profiles.parse(path.read_text(), source=str(path))
-        if profile.name == name or name.endswith(".toml"):
-            return profile
-    return profiles.get(name)
 
 
 def make_brain(settings: Settings, profile: Profile) -> Brain:

@@ -64,7 +64,7 @@ def _room(name: str) -> tuple[int, tuple[int, ...]]:
     free = max(0, free_mb() - RESERVE_MB)
     if not name:
         return free, ()
-    from skerry_agent.wiring import load_profile
+    from skerry_agent.device_profile import load_profile
 
     firmware = load_profile(name)
     if firmware.architecture != os.uname().machine:

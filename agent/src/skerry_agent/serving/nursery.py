@@ -5,32 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from skerry_agent.serving import orders
+from skerry_agent.serving import headstart, orders
 from skerry_modules.errors import ResourceError
 
 log = logging.getLogger(__name__)
 _told = msgspec.msgpack.Decoder(orders.FromZygote)
 _MESSAGE_BYTES: Final = 64 * 1024
-
-# One thread per worker unless a manifest says otherwise; and malloc arenas by thread would only hold memory back.
-_ENVIRONMENT: Final = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",
-    "PYTHONUNBUFFERED": "1",
-}
 
 ExitHandler = Callable[[int, int, str], None]
 """(serial, status, name): a negative status is a signal; the name is the one that the process bore at its end."""
@@ -85,28 +73,11 @@ class Nursery:
             ) from None
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         loop = asyncio.get_running_loop()
-        with theirs:
-            self._process = subprocess.Popen(
-                self._command(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
-            )
-        self._control = ours
+        begun = headstart.take(self._engine, self._environment) or headstart.launch(self._engine, self._environment)
+        self._process, self._control = begun
         self._ready = loop.create_future()
-        loop.add_reader(ours.fileno(), self._hear)
-
-    def _command(self, control: int) -> list[str]:
-        if not self._environment:
-            return [sys.executable, "-m", "skerry_agent.serving.zygote", self._engine, str(control)]
-        # Isolated (-I): what PYTHONPATH or the user's folder hold is not in the lock. Unbuffered, as above.
-        boot = Path(__file__).with_name("environment_boot.py")
-        python = Path(self._environment) / "bin" / "python"
-        return [str(python), "-I", "-u", str(boot), self._engine, str(control), *filter(None, sys.path)]
+        loop.add_reader(self._control.fileno(), self._hear)
 
     def spawn(self, order: orders.Spawn, sock: socket.socket, log_fd: int, on_exit: ExitHandler) -> int:
         """Ask for a worker; the descriptors are the zygote's from now on. Returns its serial."""

@@ -72,9 +72,10 @@ class Observer:
                 self._gather(inputs, outputs, rows)
         if not self._samples:
             return []
-        if self._policy.low_confidence <= 0 and rows == 1 and random.random() >= self._policy.rate:
+        draw = random.random()
+        if self._policy.low_confidence <= 0 and rows == 1 and draw >= self._policy.rate:
             return []  # the common case, decided in 0.1 µs
-        return self._choose(inputs, outputs, rows, endpoint)
+        return self._choose(inputs, outputs, rows, endpoint, draw)
 
     def _gather(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
         now = time.monotonic()
@@ -110,13 +111,15 @@ class Observer:
             return Observed(capped=capped)
         return Observed(self._windows[0].take(), self._windows[1].take(), capped)
 
-    def _choose(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: str) -> list[Sample]:
+    def _choose(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: str, draw: float) -> list[Sample]:
+        """``draw`` is the first row's lot: drawn twice, its rate would count twice."""
         confidence = _confidence(outputs, self._score, rows) if self._policy.low_confidence > 0 else None
         found = []
         now = time.monotonic()
         for row in range(rows):
             score = None if confidence is None else float(confidence[row])
-            self._minute, kept = sampling.decide(self._policy, self._minute, now, random.random(), score)
+            lot = random.random() if row else draw
+            self._minute, kept = sampling.decide(self._policy, self._minute, now, lot, score)
             if kept is not None:
                 sample = self.sample(inputs, outputs, rows, row, kept.reason, kept.probability, endpoint)
                 if sample is not None:

@@ -196,6 +196,11 @@ class Plane:
             await rival.suspend(self.settings.drain_timeout_s)
 
     @property
+    def engines(self) -> frozenset[str]:
+        """Engines whose zygotes run in the agent's own environment."""
+        return frozenset(engine for engine, environment in self._nurseries if not environment)
+
+    @property
     def versions(self) -> dict[str, Version]:
         """What is loaded, by digest."""
         return self._versions
