@@ -128,8 +128,9 @@ class Telemeter:
             ),
         )
         busiest = max(parts, key=lambda part: part.requests)
+        late = counters.inputs or counters.outputs or counters.steps  # a worker tells of its rows a little later
         for part in parts:
-            if part.requests or part.errors or part.rejected or part.agreement.dropped:
+            if part.requests or part.errors or part.rejected or part.agreement.dropped or (late and part is busiest):
                 self._put(
                     Telemetry(
                         module=version.module,

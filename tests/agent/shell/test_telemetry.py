@@ -23,13 +23,18 @@ class Plane:
 
     def __init__(self) -> None:
         self.requests = self.errors = 0
+        self.outputs: dict[str, Distribution] = {}
+        self.steps: dict[str, Distribution] = {}
 
     def traffic(self, _digest: str) -> tuple[int, int]:
         return self.requests, self.errors
 
     def take_counters(self, _digest: str) -> VersionCounters:
-        taken = VersionCounters(self.requests, self.errors, 0, Distribution(), {}, {})
+        taken = VersionCounters(
+            self.requests, self.errors, 0, Distribution(), {}, outputs=self.outputs, steps=self.steps
+        )
         self.requests = self.errors = 0
+        self.outputs, self.steps = {}, {}
         return taken
 
 
@@ -69,6 +74,21 @@ def test_the_golden_tests_own_requests_are_nobodys_traffic() -> None:
     meter.flush()
     assert not windows
     assert not traffic
+
+
+def test_what_a_worker_tells_after_the_window_closed_is_in_the_next() -> None:
+    plane, meter, windows, _ = make()
+    meter.loaded("d", "m", 1, MANIFEST)
+    plane.requests = 3
+    meter.flush()
+    seen = Distribution(counts=(0, 3))
+    plane.outputs, plane.steps = {"y": seen}, {"scale": seen}
+    meter.flush()
+    meter.flush()
+    assert [(one.requests, one.outputs, one.steps) for one in windows] == [
+        (3, {}, {}),
+        (0, {"y": seen}, {"scale": seen}),
+    ]
 
 
 def test_an_endpoint_that_moves_on_leaves_the_version_behind() -> None:
