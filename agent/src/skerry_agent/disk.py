@@ -23,6 +23,7 @@ All methods block: the driver calls them in its one disk thread, in order.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -179,7 +180,7 @@ class Disk:
 
         Raises:
             PeerError: ``package.digest_mismatch``; the partial object is gone then.
-            ResourceError: ``resource.no_space``.
+            ResourceError: ``resource.no_space``, also where a chunk is missing; the partial object stays.
         """
         target = self.objects / digest
         if target.exists():
@@ -188,6 +189,9 @@ class Disk:
         try:
             partial = self._partial(digest, size)
             if partial.sha256() != digest:
+                if len(partial.parts()) < chunks.count(size):
+                    # A chunk that could not be written is no damage: what is held stays, only the gap is asked for.
+                    raise OSError(errno.ENOSPC, "a chunk of it was not stored")
                 self._forget(digest)
                 raise PeerError(
                     "package.digest_mismatch",
