@@ -85,6 +85,11 @@ class Partial:
                 held.append(part)
         return held
 
+    def require_all(self) -> None:
+        """Raise OSError (ENOSPC) if a chunk is missing: the disk refused it when it came."""
+        if len(self.parts()) < chunks.count(self.size):
+            raise OSError(errno.ENOSPC, "a chunk of it was not stored")
+
     def _read(self, part: int) -> bytes:
         start = part * chunks.CHUNK_BYTES
         return os.pread(self._data, min(chunks.CHUNK_BYTES, max(0, self.size - start)), start)
@@ -189,9 +194,8 @@ class Disk:
         try:
             partial = self._partial(digest, size)
             if partial.sha256() != digest:
-                if len(partial.parts()) < chunks.count(size):
-                    # A chunk that could not be written is no damage: what is held stays, only the gap is asked for.
-                    raise OSError(errno.ENOSPC, "a chunk of it was not stored")
+                # A chunk that could not be written is no damage: what is held stays, only the gap is asked for.
+                partial.require_all()
                 self._forget(digest)
                 raise PeerError(
                     "package.digest_mismatch",
