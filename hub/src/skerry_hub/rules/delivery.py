@@ -60,7 +60,7 @@ class Publish(msgspec.Struct, frozen=True):
 class _Receiver:
     """One device and one object."""
 
-    __slots__ = ("flown", "flying", "joined_at", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
+    __slots__ = ("flown", "flying", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
 
     def __init__(self, lacking: int, now: float, ready_at: float) -> None:
         self.lacking = lacking
@@ -68,7 +68,7 @@ class _Receiver:
         self.flown: dict[int, int] = {}  # part -> the publication since which it flies
         self.presumed = 0  # of what flies: published before the first want
         self.ready_at = ready_at
-        self.joined_at = self.reported_at = now
+        self.reported_at = now
         self.progress_at = now  # when it last got something, or when the first of what flies was published
 
     @property
@@ -201,6 +201,8 @@ class Planner:
             self._follow(pace, arrived.bit_count(), now)
         elif receiver.flying and waited >= max(self.settings.resend_s, 4 * pace.interval):
             receiver.land(0)  # on a slow link patience grows with the time that a chunk takes
+        elif receiver.presumed and waited >= max(self.settings.presumed_s, 4 * pace.interval):
+            receiver.land(receiver.flying & ~receiver.presumed)
         if receiver.needs and not had_needs:
             receiver.ready_at = now + self.settings.gather_s
 
