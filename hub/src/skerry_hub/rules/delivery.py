@@ -25,6 +25,7 @@ Bit sets are plain integers with chunk 0 in bit 0, as in the wire's bitmap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -160,7 +161,7 @@ class Planner:
             receiver = transfer.receivers.get(device)
             if receiver is not None:
                 receiver.land(0)
-                receiver.ready_at = now + self.settings.gather_s
+                receiver.ready_at = math.inf  # what we know of it is old: its next want says what it really lacks
                 receiver.progress_at = receiver.reported_at = now
 
     def unpublished(self, publish: Publish, now: float) -> None:
@@ -203,7 +204,7 @@ class Planner:
             receiver.land(0)  # on a slow link patience grows with the time that a chunk takes
         elif receiver.presumed and waited >= max(self.settings.presumed_s, 4 * pace.interval):
             receiver.land(receiver.flying & ~receiver.presumed)
-        if receiver.needs and not had_needs:
+        if receiver.needs and (not had_needs or receiver.ready_at == math.inf):
             receiver.ready_at = now + self.settings.gather_s
 
     def _overtaken(self, transfer: _Transfer, receiver: _Receiver, arrived: int, lacking: int) -> int:
