@@ -15,6 +15,7 @@ from typing import Any
 from skerry_agent.ports import DataPlane
 from skerry_agent.rules.effects import Traffic
 from skerry_agent.spool import wall_ms
+from skerry_modules.histogram import latency_quantiles
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Telemetry
 from skerry_modules.tensors import TensorSpec
@@ -115,6 +116,7 @@ class Telemeter:
         counters, version.told = self._plane.take_counters(digest), (0, 0)
         if not (counters.requests or counters.errors or counters.rejected):
             return
+        p50, p99 = latency_quantiles(counters.latency_us)
         self._put(
             Telemetry(
                 module=version.module,
@@ -126,6 +128,8 @@ class Telemeter:
                 requests=counters.requests,
                 errors=counters.errors,
                 rejected=counters.rejected,
+                p50_us=p50,
+                p99_us=p99,
                 latency_us=counters.latency_us,
                 inputs=counters.inputs,
                 outputs=counters.outputs,

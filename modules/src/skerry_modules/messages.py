@@ -125,7 +125,11 @@ class Distribution(_Map, frozen=True, kw_only=True):
 
 
 class Telemetry(_Map, frozen=True, kw_only=True):
-    """What one module version did in one window: counts, latency in µs, and distributions by feature or score."""
+    """What one module version did in one window: counts, latency in µs, and distributions by feature or score.
+
+    ``p50_us`` and ``p99_us`` are the device's own estimates from ``latency_us`` (−1: none), so that the hub need not
+    open the distribution of every window that it stores.
+    """
 
     module: str
     version: int
@@ -136,6 +140,8 @@ class Telemetry(_Map, frozen=True, kw_only=True):
     requests: int = 0
     errors: int = 0
     rejected: int = 0
+    p50_us: float = -1.0
+    p99_us: float = -1.0
     latency_us: Distribution = Distribution()
     inputs: dict[str, Distribution] = {}
     outputs: dict[str, Distribution] = {}

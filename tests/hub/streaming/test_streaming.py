@@ -19,7 +19,16 @@ Wait = Callable[..., None]
 def telemetry(requests: int = 1) -> messages.Telemetry:
     latency = messages.Distribution(counts=(0, 0, 5, 5), total=20.0, minimum=1.4, maximum=2.0)
     return messages.Telemetry(
-        module="m", version=1, digest="d", endpoint="m", start=1, end=2, requests=requests, latency_us=latency
+        module="m",
+        version=1,
+        digest="d",
+        endpoint="m",
+        start=1,
+        end=2,
+        requests=requests,
+        p50_us=1.5,
+        p99_us=2.0,
+        latency_us=latency,
     )
 
 
