@@ -152,6 +152,19 @@ def test_a_device_cannot_speak_or_listen_as_another(broker_world: World, eventua
     assert not [topic for topic, _ in bad.got if "dev-good" in topic]
 
 
+def test_what_is_retained_reaches_nobody_who_may_not_read_it(broker_world: World, eventually: Wait) -> None:
+    """Neither on connecting, while others hold subscriptions that match it, nor on a subscription that is refused."""
+    good = broker_world.device("dev-good")
+    for topic in (topics.presence("dev-good"), topics.down("dev-good", "desired")):
+        broker_world.streaming.link.publish(topic, b"retained", 1, True)
+    eventually(lambda: len(good.got) == 1, what="the document")
+    bad = broker_world.device("dev-bad")
+    bad.client.subscribe([("#", 1), (topics.all_down("dev-good"), 1), (topics.ALL_PRESENCE, 1)])
+    bad.send("event", event())
+    eventually(lambda: bad.marks().get(0) == 1, what="the acknowledgement")
+    assert not [topic for topic, _ in bad.got if "dev-bad" not in topic]
+
+
 def test_a_last_will_cannot_be_forged(broker_world: World, eventually: Wait) -> None:
     good = broker_world.device("dev-good")
     broker_world.register("dev-bad")
