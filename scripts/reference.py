@@ -31,6 +31,8 @@ GROUPS = {
     "unschedulable": "Why a module cannot run on a device",
     "install": "Why a version was not taken into service",
     "run": "Why a version that served no longer does",
+    "settings": "Settings",
+    "board": "FPGA boards",
     "internal": "Ours",
 }
 

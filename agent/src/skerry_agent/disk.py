@@ -274,8 +274,9 @@ class Disk:
         if need > free:
             raise ResourceError(
                 "resource.no_space",
-                f"cannot fetch {digest[:12]}: it needs {need / MB:.1f} MB, the disk leaves {max(0, free) / MB:.1f} MB "
-                f"above the reserve of {self._reserve // MB} MB; free some space",
+                f"cannot fetch {digest[:12]}: it needs {max(0.1, need / MB):.1f} MB, and the disk has "
+                f"{(free + self._reserve) / MB:.1f} MB free, of which {self._reserve // MB} MB are kept in reserve; "
+                "free some space",
             )
 
     def _partial(self, digest: str, size: int) -> Partial:
