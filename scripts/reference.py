@@ -35,6 +35,8 @@ GROUPS = {
     "run": "Why a version that served no longer does",
     "command": "Commands to a device",
     "measure": "Measuring a module",
+    "settings": "Settings",
+    "board": "FPGA boards",
     "internal": "Ours",
 }
 

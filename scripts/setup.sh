@@ -3,7 +3,7 @@
 # pynq builds from source; where it cannot, the rest goes on without it and says so.
 set -euo pipefail
 python="${PYTHON:-python3}" venv="${VENV:-.venv}"
-say() { printf '\033[2m· %s\033[0m\n' "$*" >&2; }
+say() { if [ -t 2 ]; then printf '\033[2m· %s\033[0m\n' "$*" >&2; else echo "· $*" >&2; fi; }
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "cannot set up Skerry: $python is not Python 3.11 or newer; install it, or run make PYTHON=/path/to/python3.11" >&2

@@ -120,10 +120,19 @@ def test_the_same_line_in_python(hub: Client, agent: str, tmp_path: Path) -> Non
     assert len(score(agent, "python-line", [[0, 0, 0, 0]])["outputs"][0]["data"]) == 3  # type: ignore[index]
 
 
-def test_a_target_without_devices_leaves_the_version_and_says_so(hub: Client, tmp_path: Path, run: Run) -> None:
-    said = run("deploy", make_model(tmp_path / "lonely.onnx", seed=4), "--to", "site=moon", code=2)
-    assert "no device has these tags; see `skerry devices list` [rollout.empty_target]" in said.err
-    assert run("models", "show", "lonely:1", "--json").json["version"] == 1
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "site=moon"], "no device has these tags; see `skerry devices list` [rollout.empty_target]"),
+        (["--to", "moon"], "'moon' has no '='; write TagName=TagValue, comma-separated, or * for all [query.invalid]"),
+        (["--to", "site=lab", "--name", "No Name"], "cannot name a module 'No Name': use 1 to 63 of a-z"),
+    ],
+)
+def test_a_slip_of_the_pen_registers_nothing(
+    hub: Client, agent: str, tmp_path: Path, run: Run, options: list[str], said: str
+) -> None:
+    assert said in run("deploy", make_model(tmp_path / "lonely.onnx", seed=4), *options, code=2).err
+    assert "lonely" not in {model.name for model in hub.models()}
 
 
 def test_what_is_not_there_is_said_before_anything_is_sent(hub: Client, run: Run) -> None:

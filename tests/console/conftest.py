@@ -165,7 +165,7 @@ def watched(browser: Any) -> Iterator[Open]:
                 None if request.url.startswith((origin, "data:", "blob:")) else found.foreign.append(request.url)
             ),
         )
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(40_000)
         page.goto(url, wait_until="domcontentloaded")
         return found
 

@@ -67,7 +67,7 @@ def test_a_lost_connection_shows_and_comes_back(acting: Served, watched: Open, s
     page.locator("#lost").wait_for()
     speaker.event("cam-lab-06", "run.hang", "said while nobody listened")
     page.context.set_offline(False)
-    page.locator("#lost").wait_for(state="hidden", timeout=20_000)
+    page.locator("#lost").wait_for(state="hidden")
     page.get_by_text("said while nobody listened").wait_for()
 
 
@@ -103,7 +103,7 @@ def test_a_rollout_is_started_watched_paused_resumed_and_succeeds(
     page.locator("#state", has_text="Running").wait_for()
 
     _prove(acting, speaker, number, page, progress=True)
-    page.locator("#state", has_text="Succeeded").wait_for(timeout=20_000)
+    page.locator("#state", has_text="Succeeded").wait_for()
     assert not_reloaded(page), "all of it was watched on one page"
     assert page.locator("#wave-0 .pill").inner_text() == "Succeeded"
     assert not page.get_by_role("button", name="Abort…").count()

@@ -64,6 +64,11 @@ FAULTS = [
     ("memory_mb = 128", "memory_mb = 0", "resources.memory_mb", 27, "above 0"),
     ("memory_mb = 128", "memory_mb = -1.5", "resources.memory_mb", 27, "Expected `int`"),
     ("memory_mb = 128", "memory = 5", "resources.memory", 27, "unknown field"),
+    ("memory_mb = 128", f"memory_mb = {10**30}", "resources.memory_mb", 27, "64 bits"),
+    ("memory_mb = 128", "load_timeout_s = nan", "resources.load_timeout_s", 27, "finite"),
+    ('argmax = "probabilities"', "absolute = nan", "golden.absolute", 24, "finite"),
+    ('argmax = "probabilities"', "relative = inf", "golden.relative", 24, "finite"),
+    ('argmax = "probabilities"', "relative = -0.1", "golden.relative", 24, "negative"),
 ]
 
 

@@ -23,6 +23,7 @@ All methods block: the driver calls them in its one disk thread, in order.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -84,6 +85,11 @@ class Partial:
             if mark == _MARK and complement == _MARK ^ 0xFFFF and zlib.crc32(self._read(part)) == crc:
                 held.append(part)
         return held
+
+    def require_all(self) -> None:
+        """Raise OSError (ENOSPC) if a chunk is missing: the disk refused it when it came."""
+        if len(self.parts()) < chunks.count(self.size):
+            raise OSError(errno.ENOSPC, "a chunk of it was not stored")
 
     def _read(self, part: int) -> bytes:
         start = part * chunks.CHUNK_BYTES
@@ -180,7 +186,7 @@ class Disk:
 
         Raises:
             PeerError: ``package.digest_mismatch``; the partial object is gone then.
-            ResourceError: ``resource.no_space``.
+            ResourceError: ``resource.no_space``, also where a chunk is missing; the partial object stays.
         """
         target = self.objects / digest
         if target.exists():
@@ -189,6 +195,8 @@ class Disk:
         try:
             partial = self._partial(digest, size)
             if partial.sha256() != digest:
+                # A chunk that could not be written is no damage: what is held stays, only the gap is asked for.
+                partial.require_all()
                 self._forget(digest)
                 raise PeerError(
                     "package.digest_mismatch",
@@ -267,8 +275,9 @@ class Disk:
         if need > free:
             raise ResourceError(
                 "resource.no_space",
-                f"cannot fetch {digest[:12]}: it needs {need / MB:.1f} MB, the disk leaves {max(0, free) / MB:.1f} MB "
-                f"above the reserve of {self._reserve // MB} MB; free some space",
+                f"cannot fetch {digest[:12]}: it needs {max(0.1, need / MB):.1f} MB, and the disk has "
+                f"{(free + self._reserve) / MB:.1f} MB free, of which {self._reserve // MB} MB are kept in reserve; "
+                "free some space",
             )
 
     def _partial(self, digest: str, size: int) -> Partial:

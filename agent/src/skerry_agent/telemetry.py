@@ -15,6 +15,7 @@ from typing import Any
 from skerry_agent.ports import DataPlane, PartCounters
 from skerry_agent.rules.effects import Traffic
 from skerry_agent.spool import wall_ms
+from skerry_modules.histogram import latency_quantiles
 from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Telemetry
 from skerry_modules.tensors import TensorSpec
@@ -131,6 +132,7 @@ class Telemeter:
         late = counters.inputs or counters.outputs or counters.steps  # a worker tells of its rows a little later
         for part in parts:
             if part.requests or part.errors or part.rejected or part.agreement.dropped or (late and part is busiest):
+                p50, p99 = latency_quantiles(part.latency_us)
                 self._put(
                     Telemetry(
                         module=version.module,
@@ -142,6 +144,8 @@ class Telemeter:
                         requests=part.requests,
                         errors=part.errors,
                         rejected=part.rejected,
+                        p50_us=p50,
+                        p99_us=p99,
                         latency_us=part.latency_us,
                         inputs=counters.inputs if part is busiest else {},
                         outputs=counters.outputs if part is busiest else {},

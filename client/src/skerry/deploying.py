@@ -15,6 +15,7 @@ import msgspec
 from skerry import environments, git, keys, scaffold
 from skerry.client import Client, Progress
 from skerry.types import Plan, RolloutDetail, VersionDetail
+from skerry_modules import manifest as manifests
 from skerry_modules import package
 from skerry_modules.errors import InputError, SkerryError
 
@@ -70,9 +71,11 @@ def deploy(
         on_change: told the rollout whenever it changes.
 
     Raises:
-        SkerryError: whatever step fails; what it had done by then stays done, and may be done again.
+        SkerryError: whatever step fails; what it had done by then stays done, and may be done again. A name or a target
+            that cannot be is told before anything is done.
     """
     hub = client or Client()
+    _check(hub, name, to)
     with tempfile.TemporaryDirectory(prefix="skerry-deploy-") as temporary:
         packed, notes = _pack(
             Path(model), Path(temporary), hub, name=name, key=key, engine=engine, golden=golden, say=say
@@ -101,6 +104,19 @@ def ensure_trusted(hub: Client, key: str = "", *, say: Say = lambda _: None) -> 
         say(f"made the signing key {signing.public.keyid} in {keys.folder()}")
     say(f"the hub trusts {signing.public.keyid} ({signing.public.name}) from now on: it is its first publisher")
     return True
+
+
+def _check(hub: Client, name: str, to: str) -> None:
+    """A slip of the pen in the command must not leave a version registered."""
+    if name and not manifests.is_name(name):
+        raise InputError(
+            "manifest.invalid",
+            f"cannot name a module {name!r}: use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit",
+        )
+    if not hub.devices(tags=[to]):
+        raise InputError(
+            "rollout.empty_target", f"cannot deploy to {to!r}: no device has these tags; see `skerry devices list`"
+        )
 
 
 def _pack(

@@ -44,21 +44,22 @@ def traffic(
     session: Session, *, module: str, version: int | None = None, device: str = "", since: int = 0, limit: int = 10_000
 ) -> Traffic:
     """Counts and merged latency of the newest ``limit`` windows that ended after ``since`` (ms)."""
-    statement = select(TelemetryRow.body).where(col(TelemetryRow.module) == module, col(TelemetryRow.end_ms) > since)
-    statement = statement.where(col(TelemetryRow.role) == "live")
+    t = TelemetryRow
+    statement = select(t.body, t.requests, t.errors, t.rejected).where(
+        col(t.module) == module, col(t.end_ms) > since, col(t.role) == "live"
+    )
     if version is not None:
         statement = statement.where(col(TelemetryRow.version) == version)
     if device:
         statement = statement.where(col(TelemetryRow.device) == device)
     merged = Histogram()
     requests = errors = rejected = 0
-    for body in session.exec(statement.order_by(col(TelemetryRow.id).desc()).limit(limit)):
-        window = _telemetry.decode(body)
-        requests, errors, rejected = requests + window.requests, errors + window.errors, rejected + window.rejected
+    for body, asked, failed, refused in session.exec(statement.order_by(col(TelemetryRow.id).desc()).limit(limit)):
+        requests, errors, rejected = requests + asked, errors + failed, rejected + refused
         try:
-            merged.merge(Histogram.from_wire(window.latency_us))
-        except PeerError:  # edges of its own, or counts that no device of ours sends: its requests count all the same
-            continue
+            merged.merge(Histogram.from_wire(_telemetry.decode(body).latency_us))
+        except (PeerError, msgspec.DecodeError, UnicodeDecodeError):
+            continue  # a distribution that no device of ours sends: its requests count all the same
     p50, p90, p99 = (merged.quantile(share) for share in (0.5, 0.9, 0.99))
     return Traffic(requests=requests, errors=errors, rejected=rejected, p50_us=p50, p90_us=p90, p99_us=p99)
 

@@ -10,6 +10,7 @@ on the hub.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
@@ -167,7 +168,7 @@ def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
 
 def problems(manifest: Manifest) -> list[tuple[str, str]]:
     """What types alone cannot say: (field, problem) pairs, the first that matters first."""
-    found: list[tuple[str, str]] = []
+    found = _number_problems(msgspec.to_builtins(manifest))
     if manifest.format != FORMAT:
         found.append(("format", f"this version reads format {FORMAT}, not {manifest.format}"))
     if not is_name(manifest.name):
@@ -183,6 +184,9 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
             found.append(("golden.argmax", f"no output is named {manifest.golden.argmax!r}"))
         if not 0 < manifest.golden.min_pass <= 1:
             found.append(("golden.min_pass", "must be above 0 and at most 1"))
+        for name in ("absolute", "relative"):
+            if getattr(manifest.golden, name) < 0:
+                found.append((f"golden.{name}", "must not be negative"))
     if manifest.baseline:
         paths["baseline.file"] = manifest.baseline.file
     found += _environment_problems(manifest)
@@ -197,6 +201,8 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
         found.append(("resources.disk_mb", "must not be negative"))
     if not 0 <= manifest.capture.rate <= 1:
         found.append(("capture.rate", "must be from 0 to 1"))
+    if manifest.capture.max_per_minute < 0:
+        found.append(("capture.max_per_minute", "must not be negative"))
     if manifest.batching.max_rows < 1:
         found.append(("batching.max_rows", "must be at least 1"))
     return found
@@ -285,6 +291,20 @@ def _environment_problems(manifest: Manifest) -> list[tuple[str, str]]:
     if wanted.given and "python" not in engines_of(manifest):
         found.append(("environment", f"the engine {manifest.engine} runs no code of the module: only python does"))
     return found
+
+
+def _number_problems(value: Any, field: str = "") -> list[tuple[str, str]]:
+    """Numbers that TOML can say and an index, which is JSON, cannot: inf, nan, and integers beyond 64 bits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [(field, "must be a finite number")]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return [(field, "must fit into 64 bits")]
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(f"{field}.{name}" if field else name, part) for name, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        inner = [(f"{field}[{index}]", part) for index, part in enumerate(value)]
+    return [problem for name, part in inner for problem in _number_problems(part, name)]
 
 
 def _tensor_problems(side: str, specs: tuple[TensorSpec, ...]) -> list[tuple[str, str]]:

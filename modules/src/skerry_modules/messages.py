@@ -145,6 +145,9 @@ class Telemetry(_Map, frozen=True, kw_only=True):
     """What one module version did in one window for one endpoint in one role (``live`` or ``shadow``).
 
     Counts, latency in µs, and distributions by feature or score (of all its endpoints, in the busiest one's row).
+
+    ``p50_us`` and ``p99_us`` are the device's own estimates from ``latency_us`` (−1: none), so that the hub need not
+    open the distribution of every window that it stores.
     """
 
     module: str
@@ -156,6 +159,8 @@ class Telemetry(_Map, frozen=True, kw_only=True):
     requests: int = 0
     errors: int = 0
     rejected: int = 0
+    p50_us: float = -1.0
+    p99_us: float = -1.0
     latency_us: Distribution = Distribution()
     inputs: dict[str, Distribution] = {}
     outputs: dict[str, Distribution] = {}

@@ -100,6 +100,20 @@ def test_an_object_with_another_content_is_refused_and_gone(tmp_path: Path) -> N
     assert not (disk.objects / DIGEST).exists()
 
 
+def test_a_chunk_that_was_never_stored_costs_only_itself(tmp_path: Path) -> None:
+    """A full disk can refuse the last chunk after the downloader counted it: the others must not go with it."""
+    disk = make(tmp_path)
+    for part in (0, 1, 2):
+        disk.store_chunk(DIGEST, part, SIZE, piece(part))
+    with pytest.raises(ResourceError, match="a chunk of it was not stored") as caught:
+        disk.complete(DIGEST, SIZE)
+    assert caught.value.code == "resource.no_space"
+    assert disk.parts(DIGEST, SIZE) == [0, 1, 2]
+    disk.store_chunk(DIGEST, 3, SIZE, piece(3))
+    disk.complete(DIGEST, SIZE)
+    assert (disk.objects / DIGEST).read_bytes() == DATA
+
+
 @pytest.mark.parametrize(("part", "data"), [(0, b"short"), (3, piece(0)), (4, b""), (-1, piece(0)), (10**9, b"x")])
 def test_a_chunk_that_does_not_belong_is_refused(tmp_path: Path, part: int, data: bytes) -> None:
     disk = make(tmp_path)
@@ -119,7 +133,7 @@ def test_an_empty_object_has_one_empty_chunk(tmp_path: Path) -> None:
 
 def test_space_is_checked_before_the_first_byte(tmp_path: Path) -> None:
     disk = make(tmp_path, free=SIZE + 4_999_999, reserve_mb=5)
-    with pytest.raises(ResourceError, match=r"the disk leaves .* above the reserve of 5 MB") as caught:
+    with pytest.raises(ResourceError, match=r"needs 0\.2 MB, and the disk has 5\.2 MB free, of which 5 MB") as caught:
         disk.parts(DIGEST, SIZE)
     assert caught.value.code == "resource.no_space"
     with pytest.raises(ResourceError):

@@ -187,7 +187,7 @@ def test_a_version_that_fails_its_golden_test_leaves_the_one_before_serving(
     assert agent.scores(5.0)
     hub.desire()
     hub.wait(lambda: not agent.status()["modules"], "the module to go")
-    assert agent.score([[1.0, 2.0]])[0] in (404, 503)
+    hub.wait(lambda: agent.score([[1.0, 2.0]])[0] in (404, 503), "its route to go")
     hub.wait(lambda: not list((agent.state / "objects").iterdir()), "its objects to go")
     assert not list((agent.state / "modules").iterdir())
 

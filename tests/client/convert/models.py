@@ -52,11 +52,20 @@ def _readout() -> tuple[Array, Array, Array, Array]:
     return filters, bias, layer.coef_.T.astype(np.float32), layer.intercept_.astype(np.float32)
 
 
-def convnet(path: Path, *, batch: Any = "batch", opset: int = 17, stretch: float = 1.0, external: bool = False) -> Path:
+def convnet(
+    path: Path,
+    *,
+    batch: Any = "batch",
+    opset: int = 17,
+    stretch: float = 1.0,
+    external: bool = False,
+    stated: bool = False,
+) -> Path:
     """Convolution, Relu, a dense layer, softmax, and the chosen class.
 
     ``stretch`` scales the first channel up and what reads it down: the same function in floats (a Relu lets a positive
-    factor through), but an int8 scale shared by all channels then has no steps left for the other seven.
+    factor through), but an int8 scale shared by all channels then has no steps left for the other seven. ``stated``
+    writes the dense layer as torch does: a Gemm that transposes its weight, and the weights' shapes beside the graph's.
     """
     filters, bias, dense, offset = (array.copy() for array in _readout())
     filters[0] *= stretch
@@ -75,6 +84,14 @@ def convnet(path: Path, *, batch: Any = "batch", opset: int = 17, stretch: float
         helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
         helper.make_node("ArgMax", ["scores"], ["class"], axis=1, keepdims=0),
     ]
+    shapes = []
+    if stated:
+        weights = [
+            numpy_helper.from_array(array, tensor.name)
+            for tensor, array in zip(weights, (filters, bias, np.ascontiguousarray(dense.T), offset), strict=True)
+        ]
+        nodes[3:5] = [helper.make_node("Gemm", ["flat", "dense", "offset"], ["logits"], transB=1)]
+        shapes = [helper.make_tensor_value_info(one.name, TensorProto.FLOAT, one.dims) for one in weights]
     graph = helper.make_graph(
         nodes,
         "net",
@@ -84,6 +101,7 @@ def convnet(path: Path, *, batch: Any = "batch", opset: int = 17, stretch: float
             helper.make_tensor_value_info("class", TensorProto.INT64, [batch]),
         ],
         weights,
+        value_info=shapes,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 8

@@ -174,10 +174,13 @@ def test_a_convolutional_net_with_two_outputs(to: Any, precision: Any, images: P
         assert "Conv" in operators
 
 
-@pytest.mark.parametrize("options", [{"batch": 4}, {"opset": 11}, {"external": True}], ids=str)
-def test_forms_that_quantisers_stumble_over(options: dict[str, Any], images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8-static", "int8-dynamic"])
+@pytest.mark.parametrize("options", [{"batch": 4}, {"opset": 11}, {"external": True}, {"stated": True}], ids=str)
+def test_forms_that_quantisers_stumble_over(
+    options: dict[str, Any], precision: Any, images: Path, tmp_path: Path
+) -> None:
     source = models.convnet(tmp_path / "source" / "net.onnx", **options)
-    report = convert.convert(source, tmp_path / "net", precision="int8-static", samples=images, options=QUICK)
+    report = convert.convert(source, tmp_path / "net", precision=precision, samples=images, options=QUICK)
     assert report.ok
     assert report.verdict.cases % (options.get("batch") or 1) == 0
     assert prove(tmp_path / "net", tmp_path / "cache").passed

@@ -19,7 +19,16 @@ Wait = Callable[..., None]
 def telemetry(requests: int = 1) -> messages.Telemetry:
     latency = messages.Distribution(counts=(0, 0, 5, 5), total=20.0, minimum=1.4, maximum=2.0)
     return messages.Telemetry(
-        module="m", version=1, digest="d", endpoint="m", start=1, end=2, requests=requests, latency_us=latency
+        module="m",
+        version=1,
+        digest="d",
+        endpoint="m",
+        start=1,
+        end=2,
+        requests=requests,
+        p50_us=1.5,
+        p99_us=2.0,
+        latency_us=latency,
     )
 
 
@@ -141,6 +150,19 @@ def test_a_device_cannot_speak_or_listen_as_another(broker_world: World, eventua
     assert broker_world.count("device_module") == 0
     assert not [topic for topic, payload in good.got if payload == b"forged"]
     assert not [topic for topic, _ in bad.got if "dev-good" in topic]
+
+
+def test_what_is_retained_reaches_nobody_who_may_not_read_it(broker_world: World, eventually: Wait) -> None:
+    """Neither on connecting, while others hold subscriptions that match it, nor on a subscription that is refused."""
+    good = broker_world.device("dev-good")
+    for topic in (topics.presence("dev-good"), topics.down("dev-good", "desired")):
+        broker_world.streaming.link.publish(topic, b"retained", 1, True)
+    eventually(lambda: len(good.got) == 1, what="the document")
+    bad = broker_world.device("dev-bad")
+    bad.client.subscribe([("#", 1), (topics.all_down("dev-good"), 1), (topics.ALL_PRESENCE, 1)])
+    bad.send("event", event())
+    eventually(lambda: bad.marks().get(0) == 1, what="the acknowledgement")
+    assert not [topic for topic, _ in bad.got if "dev-bad" not in topic]
 
 
 def test_a_last_will_cannot_be_forged(broker_world: World, eventually: Wait) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from skerry.convert import converting, folder, originals
 from skerry.convert import samples as sampling
@@ -174,7 +174,7 @@ def _samples(source: Source | None, original: Original, options: Options, labels
         return None
     if isinstance(source, (str, Path)):
         return sampling.load([Path(source)], original.inputs, options.labels)
-    if isinstance(source, Sequence):
-        paths = [Path(one) for one in source]
+    if isinstance(source, Sequence) and all(isinstance(one, (str, Path)) for one in source):
+        paths = [Path(str(one)) for one in source]
         return sampling.load(paths, original.inputs, options.labels) if paths else None
-    return sampling.given(source, original.inputs, labels)
+    return sampling.given(cast("Given", source), original.inputs, labels)

@@ -44,7 +44,7 @@ def load(path: Path, *, trust: bool) -> Any:
     try:
         import joblib
     except ImportError as error:
-        raise missing("scikit-learn", "'skerry[train]'", f"load {path.name}") from error
+        raise missing("scikit-learn", "'skerry[convert,train]'", f"load {path.name}") from error
     try:
         estimator = joblib.load(path)
     except Exception as error:  # a pickle raises what it likes
@@ -85,7 +85,7 @@ def export(estimator: Any, target: Path, *, input_name: str, plain: bool) -> tup
         from skl2onnx.common.data_types import FloatTensorType
         from sklearn.base import is_classifier, is_regressor
     except ImportError as error:
-        raise missing("scikit-learn or skl2onnx", "'skerry[train]'", "convert an estimator") from error
+        raise missing("scikit-learn or skl2onnx", "'skerry[convert,train]'", "convert an estimator") from error
     classifier, features = is_classifier(estimator), getattr(estimator, "n_features_in_", None)
     _check(estimator, classifier=classifier, regressor=is_regressor(estimator), features=features)
     try:

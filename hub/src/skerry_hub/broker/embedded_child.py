@@ -2,7 +2,8 @@
 
 amqtt brings the protocol; who may come in, publish and read is ours, in one plugin. It also mends what amqtt 0.12
 leaves open: a client whose id is taken over stays connected; a last will is published without asking the rights; a
-client that was put out of the credentials stays in.
+client that was put out of the credentials stays in; retained messages reach whoever connects or is refused a
+subscription.
 """
 
 from __future__ import annotations
@@ -110,13 +111,23 @@ class Gate(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
             await handler.stop()
 
 
+class _Broker(Broker):  # type: ignore[misc]
+    """amqtt's broker, with retained messages for those alone who hold the subscription."""
+
+    async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: Any) -> None:
+        """amqtt asks this after a refused subscription too, and at each connect for the subscriptions of everybody."""
+        held = self._subscriptions.get(subscription[0], ())
+        if any(holder.client_id == session.client_id for holder, _ in held):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+
 async def serve(host: str, port: int, credentials: str) -> None:
     """Run until SIGTERM or SIGINT."""
     config = {
         "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},
         "plugins": {f"{__name__ if __name__ != '__main__' else _OWN_NAME}.Gate": {"credentials": credentials}},
     }
-    broker = Broker(config)
+    broker = _Broker(config)
     await broker.start()
     gate: Any = broker.plugins_manager.get_plugin("Gate")
     stopping = asyncio.Event()

@@ -25,6 +25,7 @@ Bit sets are plain integers with chunk 0 in bit 0, as in the wire's bitmap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -60,7 +61,7 @@ class Publish(msgspec.Struct, frozen=True):
 class _Receiver:
     """One device and one object."""
 
-    __slots__ = ("flown", "flying", "joined_at", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
+    __slots__ = ("flown", "flying", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
 
     def __init__(self, lacking: int, now: float, ready_at: float) -> None:
         self.lacking = lacking
@@ -68,7 +69,7 @@ class _Receiver:
         self.flown: dict[int, int] = {}  # part -> the publication since which it flies
         self.presumed = 0  # of what flies: published before the first want
         self.ready_at = ready_at
-        self.joined_at = self.reported_at = now
+        self.reported_at = now
         self.progress_at = now  # when it last got something, or when the first of what flies was published
 
     @property
@@ -160,7 +161,7 @@ class Planner:
             receiver = transfer.receivers.get(device)
             if receiver is not None:
                 receiver.land(0)
-                receiver.ready_at = now + self.settings.gather_s
+                receiver.ready_at = math.inf  # what we know of it is old: its next want says what it really lacks
                 receiver.progress_at = receiver.reported_at = now
 
     def unpublished(self, publish: Publish, now: float) -> None:
@@ -201,7 +202,9 @@ class Planner:
             self._follow(pace, arrived.bit_count(), now)
         elif receiver.flying and waited >= max(self.settings.resend_s, 4 * pace.interval):
             receiver.land(0)  # on a slow link patience grows with the time that a chunk takes
-        if receiver.needs and not had_needs:
+        elif receiver.presumed and waited >= max(self.settings.presumed_s, 4 * pace.interval):
+            receiver.land(receiver.flying & ~receiver.presumed)
+        if receiver.needs and (not had_needs or receiver.ready_at == math.inf):
             receiver.ready_at = now + self.settings.gather_s
 
     def _overtaken(self, transfer: _Transfer, receiver: _Receiver, arrived: int, lacking: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from skerry_modules import chunks, messages, topics, trust
 from skerry_modules.errors import PeerError
-from skerry_modules.histogram import Histogram
+from skerry_modules.histogram import Histogram, latency_quantiles
 from skerry_simulators.fleet import packets
 from skerry_simulators.fleet.rollout import STEP_S, Module
 from skerry_simulators.fleet.spool import LightSpool
@@ -160,6 +160,8 @@ class LightDevice:
             slow = 4.0 if self._fleet.drifts(self.number) else 1.0
             for _ in range(requests):
                 latency.add(self._dice.lognormvariate(5.0, 0.3) * slow)
+            wire = latency.to_wire()
+            p50, p99 = latency_quantiles(wire)
             window = messages.Telemetry(
                 module=name,
                 version=module.current.version,
@@ -168,7 +170,9 @@ class LightDevice:
                 start=end - int(self._fleet.settings.telemetry_s * 1000),
                 end=end,
                 requests=requests,
-                latency_us=latency.to_wire(),
+                p50_us=p50,
+                p99_us=p99,
+                latency_us=wire,
             )
             self._fleet.stats.telemetry += 1
             self.put("telemetry", window)
