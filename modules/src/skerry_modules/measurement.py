@@ -84,9 +84,9 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
 class ModuleProfile(msgspec.Struct, frozen=True, kw_only=True):
     """One module on one machine.
 
-    ``memory_mb`` is what the module needs as its manifest stands (its engine and threads), margin included: what the
-    scheduler counts. ``simulated``: the engine ran on a simulated board, so its times mean nothing. ``inputs``:
-    ``golden`` where the module's own cases were scored, else ``zeros``.
+    ``memory_mb`` is what the module needs as its manifest stands (its engine and threads, requests of as many rows as
+    were measured), margin included: what the scheduler counts. ``simulated``: the engine ran on a simulated board, so
+    its times mean nothing. ``inputs``: ``golden`` where the module's own cases were scored, else ``made up``.
     """
 
     format: int = FORMAT

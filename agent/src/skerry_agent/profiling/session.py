@@ -191,7 +191,7 @@ class Session:
         chosen = Way(
             engine=best.setting.engine,
             threads=best.setting.threads,
-            batches=(best.setting.batch, best.max_rows),
+            batches=tuple(one.setting.batch for one in self._of(best.setting.engine, best.setting.threads)),
             own=False,
         )
         memory, confirmed = await self._confirm(chosen, best.memory_mb)
@@ -219,22 +219,20 @@ class Session:
         )
 
     async def _own_memory(self, ways: list[Way], wishes: recommend.Wishes, chosen: Way, memory: int) -> int:
-        """What the module needs as its manifest stands, scoring requests of one row up to what it may score at once."""
+        """What the module needs as its manifest stands, for requests of as many rows as were measured."""
         own = next(way for way in ways if way.own)
         if (own.engine, own.threads) == (chosen.engine, chosen.threads):
             return memory
-        rows = max(self._subject.manifest.batching.max_rows, own.batches[0])
-        mine = [
-            one
-            for one in self._measured
-            if (one.setting.engine, one.setting.threads) == (own.engine, own.threads) and one.setting.batch <= rows
-        ]
+        mine = self._of(own.engine, own.threads)
         wanted = recommend.memory_limit(mine, wishes)
         if not wanted:  # it could not be measured: what it declares stands
             return self._subject.manifest.resources.memory_mb
         batches = tuple(one.setting.batch for one in mine)
         tried, _ = await self._confirm(msgspec.structs.replace(own, batches=batches), wanted)
         return tried
+
+    def _of(self, engine: str, threads: int) -> list[Measurement]:
+        return [one for one in self._measured if (one.setting.engine, one.setting.threads) == (engine, threads)]
 
     async def _confirm(self, way: Way, memory_mb: int) -> tuple[int, bool]:
         """(a limit that a worker got by with, whether that was seen): it loads from nothing and scores."""

@@ -6,7 +6,8 @@
   widened to the best setting's own spread: what the measurement cannot tell apart is not told apart.
 * Batch: rows per request that are worth scoring together. The smallest batch within the tolerance of the best
   throughput, of those that keep their p99 under the latency limit, if it beats single rows by :data:`WORTH`.
-* Memory: what counted towards the limit at its highest, with a margin, for that engine and those threads.
+* Memory: what counted towards the limit at its highest, with a margin, for that engine and those threads, over every
+  batch that was measured: ``max_rows`` binds the data plane, not the rows that a client sends at once.
 
 What failed the golden test is never recommended.
 """
@@ -57,11 +58,11 @@ def recommend(found: Sequence[Measurement], wishes: Wishes, *, prefer: str = "")
     chosen = min(near, key=lambda one: _cost(one, prefer))
     same = [one for one in good if _way(one.setting) == _way(chosen.setting)]
     batch = _batch(same, chosen, wishes)
-    memory = memory_limit([one for one in same if one.setting.batch <= batch.setting.batch], wishes)
+    memory = memory_limit(same, wishes)
     reasons = (
         _why_setting(chosen, best, len(single), len(near), tolerance),
         _why_batch(batch, chosen, wishes),
-        f"memory: at most {_highest(same, batch):.1f} MB counted towards the limit; with a margin, {memory} MB",
+        _why_memory(same, memory),
         *_doubts(good),
     )
     return Recommendation(
@@ -103,8 +104,13 @@ def _batch(same: Sequence[Measurement], single: Measurement, wishes: Wishes) -> 
     return min(near, key=lambda one: one.setting.batch)
 
 
-def _highest(same: Sequence[Measurement], batch: Measurement) -> float:
-    return max(one.limit_mb for one in same if one.setting.batch <= batch.setting.batch)
+def _why_memory(same: Sequence[Measurement], memory: int) -> str:
+    most = max(same, key=lambda one: one.limit_mb)
+    rows = max(one.setting.batch for one in same)
+    return (
+        f"memory: with requests of up to {rows} row{'' if rows == 1 else 's'}, at most {most.limit_mb:.1f} MB counted "
+        f"towards the limit; with a margin, {memory} MB"
+    )
 
 
 def _why_setting(chosen: Measurement, best: Measurement, count: int, near: int, tolerance: float) -> str:
