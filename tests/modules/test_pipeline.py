@@ -295,6 +295,18 @@ FAULTS = [
 ]
 
 
+FAULTS.append(
+    pytest.param(
+        'model = "scale.py"\nfrom = {x = "input.pixels"}\n[[steps.inputs]]\n',
+        'model = "scale.py"\nfrom = {x = "input.pixels"}\n[[steps.inputs]]\nallow_nan = false\n',
+        "steps[0].inputs[0].allow_nan",
+        22,
+        "only the module's own inputs are looked through",
+        id="nan-of-a-step",
+    )
+)
+
+
 @pytest.mark.parametrize(("old", "new", "field", "line", "problem"), FAULTS)
 def test_a_fault_names_step_field_and_line(old: str, new: str, field: str, line: int, problem: str) -> None:
     assert old in GOOD

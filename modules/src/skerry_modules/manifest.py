@@ -234,6 +234,9 @@ def _pipeline_problems(manifest: Manifest) -> list[tuple[str, str]]:
             found += _tensor_problems(f"{where}.inputs", step.inputs)
         found += _tensor_problems(f"{where}.outputs", step.outputs)
         found += _input_problems(f"{where}.inputs", step.inputs) + _input_problems(f"{where}.outputs", step.outputs)
+        for side, specs in (("inputs", step.inputs), ("outputs", step.outputs)):
+            text = "only the module's own inputs are looked through for NaN; say it there"
+            found += [(f"{where}.{side}[{n}].allow_nan", text) for n, spec in enumerate(specs) if not spec.allow_nan]
     return found or pipeline.problems(manifest.inputs, manifest.outputs, manifest.steps)
 
 

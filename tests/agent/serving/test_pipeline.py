@@ -22,7 +22,7 @@ from skerry_modules.tensors import TensorSpec
 
 from .conftest import Start
 from .harness import Running, binary_request, json_request
-from .models import Module, linear, linear_module
+from .models import Module, linear, linear_module, python_module
 from .test_engines import reference
 from .test_faults import settled
 
@@ -221,6 +221,54 @@ def test_scripts_alone(start: Start, tmp_path: Path) -> None:
     first, second = (scores(plane.score("chain", X[:2])) for _ in range(2))
     np.testing.assert_allclose(first, X[:2] + 2, rtol=1e-6)
     np.testing.assert_allclose(second, X[:2] + 4, rtol=1e-6)
+
+
+GREEDY = """
+def run(inputs):
+    x = inputs["x"]
+    x *= 0
+    return {"x": x}
+"""
+
+
+def test_a_script_that_writes_into_its_input_harms_no_other_step_and_no_sample(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    module = plane.serve(
+        pipeline(
+            tmp_path / "m",
+            script("greedy", "input.x"),
+            script("plain", "greedy.x"),
+            script("again", "plain.x", "greedy.py"),
+            model("net", "onnx", "input.x"),
+            model("after", "onnx", "plain.x"),
+            model("last", "onnx", "again.x"),
+            combiner("top", "max", "net.y", "after.y", "last.y"),
+            result="top.y",
+            files={"greedy.py": GREEDY, "plain.py": "def run(inputs):\n    return {'x': inputs['x'] + 1}\n"}
+            | dict.fromkeys(("net.onnx", "after.onnx", "last.onnx"), 1),
+            tail="[capture]\nrate = 1.0\n",
+        )
+    )
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "model.onnx").write_bytes((module.folder / "net.onnx").read_bytes())
+    want = np.max([reference(alone, rows) for rows in (X[:2], X[:2] * 0 + 1, X[:2] * 0)], axis=0)
+    np.testing.assert_allclose(scores(plane.score("chain", X[:2])), want, rtol=1e-3, atol=1e-5)
+    body, headers = binary_request({"x": X[:2]})
+    answer = plane.ask("POST", "/v2/models/chain/infer", body, headers)
+    np.testing.assert_allclose(scores(answer), want, rtol=1e-3, atol=1e-5)
+    settled(lambda: len(plane.samples) >= 4)
+    kept = {sample.inputs["x"].data for sample in plane.samples}
+    assert kept == {X[0].tobytes(), X[1].tobytes()}
+
+
+def test_a_script_alone_that_writes_into_its_input_changes_no_sample(start: Start, tmp_path: Path) -> None:
+    plane = start()
+    text = "def run(inputs):\n    inputs['x'] *= 0\n    return {'y': inputs['x'].sum(axis=1)}\n"
+    plane.serve(python_module(tmp_path / "m", text, tail="[capture]\nrate = 1.0\n"))
+    assert plane.score("script", X[:1]).json["outputs"][0]["data"] == [0]
+    (sample,) = settled(lambda: plane.samples)
+    assert sample.inputs["x"].data == X[0].tobytes()
 
 
 # -- steps that fail --------------------------------------------------------------------------------------------------

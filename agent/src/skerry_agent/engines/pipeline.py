@@ -1,7 +1,7 @@
 """Several steps as one model: engines, scripts and combiners in one process, one after the other.
 
-A tensor goes from step to step as the array that it is; nothing is copied or encoded in between. What a step gives is
-held to what it declares before another step takes it, so that an error names the step that made it.
+A tensor goes from step to step as the array that it is, copied only for scripts, which may write into it. What a step
+gives is held to what it declares before another step takes it, so that an error names the step that made it.
 
 While a step runs, the process bears its number as its name (``exits.STEP_TITLE``): should it crash or hang there,
 whoever finds it knows which step it was in, and ``top`` shows it too.
@@ -51,6 +51,7 @@ class _Part(NamedTuple):
     sources: tuple[tuple[str, str], ...]  # (its input's name, where it comes from)
     checks: tuple[_Check, ...]
     close: Callable[[], None]
+    writes: bool  # into what it is given, perhaps: a script, and another step may take the same tensor
     notes: tuple[tuple[str, str], ...]  # (code, text): what people should know of how it was loaded
 
 
@@ -96,7 +97,10 @@ class PipelineModel:
 
 def _run(part: _Part, values: Arrays) -> None:
     try:
-        results = part.run({name: values[source] for name, source in part.sources})
+        if part.writes:
+            results = part.run({name: values[source].copy() for name, source in part.sources})
+        else:
+            results = part.run({name: values[source] for name, source in part.sources})
     except MemoryError as error:
         raise MemoryError(f"step {part.name!r} {error}") from error
     except SkerryError as error:
@@ -169,14 +173,15 @@ def _load(step: Step, title: bytes, folder: Path, manifest: Manifest, cache: Pat
     if step.engine is None:
         from skerry_agent.engines.combine import combiner
 
-        return _Part(step.name, title, combiner(step), sources, checks, _nothing, ())
+        return _Part(step.name, title, combiner(step), sources, checks, _nothing, False, ())
     try:
         model: LoadedModel = engines.get(step.engine).load(folder, step_manifest(manifest, step), cache)
     except MemoryError as error:
         raise MemoryError(f"step {step.name!r} {error}") from error
     except SkerryError as error:
         raise _named(error, step.name) from error
-    return _Part(step.name, title, model.run, sources, checks, model.close, getattr(model, "notes", ()))
+    writes, notes = step.engine == "python", getattr(model, "notes", ())
+    return _Part(step.name, title, model.run, sources, checks, model.close, writes, notes)
 
 
 def _nothing() -> None:

@@ -145,6 +145,7 @@ class Codec:
             size = binary_size(given)
             if size is None:
                 literal[given.name] = array = from_json(given)
+                array.flags.writeable = False  # as binary ones are: what is kept as a sample stays what was sent
                 if not spec.allow_nan:
                     check_nan(given.name, array)
             else:
