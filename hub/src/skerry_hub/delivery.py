@@ -2,7 +2,8 @@
 
 Rules:
 
-* Only objects that the hub wants on a device may be wanted by it: the index and the files of its assigned versions.
+* Only objects that the hub wants on a device may be wanted by it: the index and the files of the versions that are
+  assigned to it or stand behind its endpoints.
 * Chunks are read as they are published and never kept: the page cache does that better.
 * The link's own queue bounds how far publishing runs ahead of the broker; the planner bounds how far the broker runs
   ahead of the devices.
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from skerry_hub.objects import ObjectStore
 
 log = logging.getLogger(__name__)
+
+_routes = msgspec.json.Decoder(tuple[messages.Route, ...])
 
 QUEUE_WANTS: Final = 50_000
 """Wants that wait at most; a device says its want again."""
@@ -74,6 +77,12 @@ class Rights:
         with self._db.engine.connect().execution_options(skerry_read=True) as connection:
             statement = text("SELECT module, version FROM assignment WHERE device = :device")
             wanted = frozenset((str(row[0]), int(row[1])) for row in connection.execute(statement, {"device": device}))
+            behind = text(
+                "SELECT e.split, e.shadow, e.before FROM endpoint e JOIN endpoint_device d ON d.endpoint = e.name "
+                "WHERE d.device = :device AND d.reason = ''"
+            )
+            for row in connection.execute(behind, {"device": device}):
+                wanted |= {(one.module, one.version) for part in row for one in _routes.decode(part)}
             for name, version in wanted - self._versions.keys():
                 key = {"name": name, "version": version}
                 index = text("SELECT digest FROM model_version WHERE name = :name AND version = :version")
