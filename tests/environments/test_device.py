@@ -84,7 +84,7 @@ class Device:
 
     def install(self, path: Path) -> tuple[str, Index, dict[str, Any]]:
         digest, index = self.receive(path)
-        self.disk.install(digest, index.without_wheels())
+        self.disk.install(digest, index)
         return digest, index, run(self.build(index))
 
     async def build(self, index: Index) -> dict[str, Any]:
@@ -173,6 +173,7 @@ def test_a_module_scores_with_the_packages_that_it_brought(device: Device, packe
         == "None None"
     )
     assert not list(device.disk.folder_of(digest).rglob("*.whl"))
+    assert device.disk.damaged(digest, index) == ""
     before = {path for path in environment.rglob("*") if path.is_file()}
     assert serve(device, (digest, index), then=lambda plane: score(plane, "scorer")) == [30.0]
     assert {path for path in environment.rglob("*") if path.is_file()} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from skerry import environments as client
 from skerry_modules import environments, package
-from skerry_modules.errors import InputError, PeerError, SkerryError
+from skerry_modules.errors import InputError, PeerError, ResourceError, SkerryError
 from skerry_modules.index import index_bytes, parse_index
 
 from . import wheels
@@ -103,6 +104,20 @@ def test_versions_that_contradict_each_other_are_named(index: Path, make_module:
     with pytest.raises(InputError, match="conflict") as caught:
         pack(make_module(requirements=("one==1", "two==1")), tmp_path / "a.skerry")
     assert caught.value.code == "environment.unresolvable"
+
+
+def test_an_index_that_cannot_be_reached_is_not_blamed_on_the_package(
+    index: Path, make_module: MakeModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:  # bound and not listening: every connection is refused
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_RETRIES", "1")
+        with pytest.raises(ResourceError, match="cannot reach the package index") as caught:
+            pack(make_module(), tmp_path / "a.skerry")
+    assert caught.value.code == "environment.unavailable"
+    assert "Connection refused" in caught.value.message
 
 
 def test_an_environment_may_not_bring_what_the_worker_cannot_use(

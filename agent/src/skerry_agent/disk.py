@@ -6,6 +6,7 @@
     partial/<sha256>            a download's bytes, each chunk at its place
     partial/<sha256>.map        eight bytes per chunk: a mark and the CRC-32 of what was written
     modules/<digest>/           one installed version: its files, and nothing else
+    environments/<key>/         built environments, of which :mod:`skerry_agent.environments` tells
     cache/                      what engines compile for this device
 
 Rules kept here:
@@ -323,6 +324,8 @@ class Disk:
     def install(self, digest: str, index: Index) -> None:
         """Lay out a version from complete objects. Undo: :meth:`remove`. Safe to repeat.
 
+        The wheels of its environment are not laid out: see :mod:`skerry_agent.environments`.
+
         Raises:
             PeerError: ``package.digest_mismatch``; the damaged object is gone then, ``data["objects"]`` names it.
             ResourceError: ``install.unpack_failed`` or ``resource.no_space``.
@@ -334,7 +337,7 @@ class Disk:
         _remove_tree(work)
         try:
             work.mkdir()
-            for entry in index.files:
+            for entry in index.without_wheels().files:
                 self._place(entry.sha256, work / entry.path, executable=entry.executable)
             for folder, _, _ in os.walk(work):
                 sync_folder(Path(folder))
@@ -378,7 +381,7 @@ class Disk:
     def damaged(self, digest: str, index: Index) -> str:
         """The first file of an installed version that is missing or differs, or an empty string."""
         folder = self.folder_of(digest)
-        for entry in index.files:
+        for entry in index.without_wheels().files:
             path = folder / entry.path
             if path.is_symlink() or not path.is_file() or _sha256(path) != entry.sha256:
                 return entry.path

@@ -358,7 +358,7 @@ class Driver:
 
     async def _install(self, digest: str) -> dict[str, Any]:
         index = await self._on_disk(self._disk.index, digest)
-        await self._on_disk(self._disk.install, digest, index.without_wheels())
+        await self._on_disk(self._disk.install, digest, index)
         target = await self._on_disk(lambda: environments.target_for(index, self._facts()))
         if target is None or index.facts.environment is None:
             return {}

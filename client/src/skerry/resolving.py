@@ -30,6 +30,8 @@ WORKER_NEEDS: Final = ("msgspec>=0.19", "numpy>=1.24")
 RESOLVE_S: Final = 900.0
 """How long pip may take for one kind of device, seconds: it downloads what it chooses."""
 ROUNDS: Final = 12
+_NO_NETWORK: Final = "Retrying (Retry("
+"""What pip says of a connection that failed; it says it once more for each retry that it is configured with."""
 _OLDEST_GLIBC: Final = {"x86_64": 5, "i686": 5}
 _LEGACY: Final = {(2, 17): "manylinux2014", (2, 12): "manylinux2010", (2, 5): "manylinux1"}
 _NAMED: Final = (
@@ -61,7 +63,7 @@ def resolve(
 
     Raises:
         InputError: ``environment.unresolvable`` with ``package``, ``tag`` and ``profiles``.
-        ResourceError: ``resource.missing_dependency``.
+        ResourceError: ``resource.missing_dependency``, ``environment.unavailable`` where the index cannot be reached.
     """
     _check_tools()
     from packaging.requirements import InvalidRequirement, Requirement
@@ -166,8 +168,18 @@ def _pip(asked: Sequence[str], options: Sequence[str], target: Target, profiles:
     if not done.returncode:
         return
     text = done.stderr + done.stdout
+    if _NO_NETWORK in text:  # or pip's last words would blame the package
+        raise ResourceError(
+            "environment.unavailable",
+            f"cannot reach the package index that pip is configured with: {_reason(text)}; try again when it answers",
+        )
     named = next((found["package"] for pattern in _NAMED if (found := pattern.search(text))), "")
     raise _unresolvable(target, profiles, named or ", ".join(asked), _last_words(done), text)
+
+
+def _reason(text: str) -> str:
+    line = next(line for line in text.splitlines() if _NO_NETWORK in line)
+    return line.partition("broken by ")[2].strip("'")[:200] or line[:200]
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:

@@ -30,7 +30,7 @@ CODES: dict[str, str] = {
     "environment.unknown": "No such environment, or no such version of it.",
     "environment.not_locked": "The module's environment has no lock: its wheels were never resolved.",
     "environment.unresolvable": "A package has no wheel for a kind of device that the module targets.",
-    "environment.unavailable": "A locked wheel can no longer be fetched from the package index.",
+    "environment.unavailable": "The package index cannot be reached, or no longer has a wheel that a lock names.",
     "profile.unknown": "No such firmware profile.",
     "profile.invalid": "A field of the firmware profile is unknown, missing or of the wrong type.",
     "query.invalid": "A tag query is not of the form TagName=TagValue.",
