@@ -390,6 +390,19 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("engine", ["python", "pipeline"])
+def test_modules_without_one_model_are_refused(engine: str, module: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(module, tmp_path / "source"))
+    if engine == "python":
+        text = (source / "module.toml").read_text().replace('engine = "onnx"', 'engine = "python"')
+        (source / "module.toml").write_text(text)
+    else:
+        source = Path(script("digits-ensemble").HERE)
+    with pytest.raises(InputError, match=f"its engine is {engine}") as refused:
+        convert.convert(source, tmp_path / "out", options=QUICK)
+    assert refused.value.code == "convert.unsupported"
+
+
 def test_a_manifest_that_names_options_keeps_only_those_that_were_judged(
     module: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -128,8 +128,8 @@ def _module(folder: Path, work: Path) -> Original:
     if manifest.engine not in ("onnx", "openvino"):
         raise InputError(
             "convert.unsupported",
-            f"cannot convert the module {manifest.name}: its engine is {manifest.engine}, only onnx and openvino "
-            "modules hold a model that can be read",
+            f"cannot convert the module {manifest.name}: its engine is {manifest.engine}, and only onnx and openvino "
+            "modules hold one model that can be read; of a pipeline convert the steps' files one by one",
         )
     model = folder / manifest.model
     if model.suffix == ".xml":
