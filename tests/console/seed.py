@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Engine, insert
 from sqlmodel import SQLModel
 
-from console import seed_measured
+from console import seed_endpoints, seed_measured
 from skerry_hub import tables as t
 from skerry_modules import messages
 from skerry_modules.histogram import Histogram
@@ -115,6 +115,9 @@ def seed(engine: Engine, now: int, *, devices: int = 60, minutes: int = 60) -> N
         put(t.DeviceModule, _modules(now, fleet, progress))
         put(t.Assignment, _assignments(now, fleet))
         put(t.ModuleProfileRow, seed_measured.profiles(now))
+        put(t.Endpoint, seed_endpoints.endpoints(now))
+        put(t.EndpointDevice, seed_endpoints.members([row["id"] for row, _ in fleet]))
+        put(t.TelemetryRow, seed_endpoints.telemetry(now, fleet[0][0]["id"]))
         put(t.Rollout, rollouts)
         put(t.RolloutDevice, progress)
         put(t.HealthRow, _health(rng, now, fleet, minutes))

@@ -24,11 +24,13 @@ PAGES = {
     "running": "/rollouts/6",
     "rolled back": "/rollouts/4",
     "new rollout": "/rollouts/new?version=digits:4",
+    "endpoints": "/endpoints",
+    "endpoint": "/endpoints/digits",
     "samples": "/samples",
     "events": "/events",
     "audit": "/audit",
 }
-EMPTY = ("/", "/devices", "/models", "/rollouts", "/rollouts/new", "/samples", "/events", "/audit")
+EMPTY = ("/", "/devices", "/models", "/rollouts", "/rollouts/new", "/endpoints", "/samples", "/events", "/audit")
 
 ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text()
 

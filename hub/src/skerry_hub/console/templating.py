@@ -30,6 +30,7 @@ NAVIGATION: Final = (
     ("devices", "/devices", "Devices", "device"),
     ("models", "/models", "Models", "model"),
     ("rollouts", "/rollouts", "Rollouts", "rollout"),
+    ("endpoints", "/endpoints", "Endpoints", "endpoint"),
     ("samples", "/samples", "Samples", "sample"),
     ("events", "/events", "Events", "event"),
     ("audit", "/audit", "Audit log", "audit"),
