@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import skerry
+from skerry.bodies import plan_body
 from skerry.cli.output import EXIT_CODES
-from skerry.client import Client, plan_body
+from skerry.client import Client
 from skerry.problems import problem_of
 from skerry.types import Plan
 from skerry_modules import errors

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from skerry.bodies import plan_body, route_body
 from skerry.git import GitState
 from skerry.problems import problem_of, unreachable
 from skerry.types import (
@@ -325,8 +326,8 @@ class Client:
     ) -> EndpointState:
         """Make or change an endpoint on all devices that match ``target``."""
         body = {
-            "split": [_route_body(one) for one in split],
-            "shadow": [_route_body(one) for one in shadow],
+            "split": [route_body(one) for one in split],
+            "shadow": [route_body(one) for one in shadow],
             "target": target,
             "keep_before": keep_before,
             "reason": reason,
@@ -457,38 +458,6 @@ class Client:
         finally:
             partial.unlink(missing_ok=True)
         return target
-
-
-def plan_body(plan: Plan | None) -> dict[str, Any]:
-    """A plan as the hub takes it: each wave a count or a percentage."""
-    body: dict[str, Any] = {
-        key: value for key, value in msgspec.to_builtins(plan or Plan()).items() if value is not None
-    }
-    if "waves" in body:
-        waves = [wave_body(text) for text in body["waves"]]
-        body["waves"] = waves if waves[-1] == {"percent": 100.0} else [*waves, {"percent": 100.0}]
-    return body
-
-
-def _route_body(route: EndpointRoute) -> dict[str, Any]:
-    return {"module": route.module, "version": route.version, "percent": route.percent}
-
-
-def wave_body(text: str) -> dict[str, float]:
-    """``"3"`` is three devices, ``"25%"`` a quarter of them.
-
-    Raises:
-        InputError: ``rollout.invalid``.
-    """
-    from skerry_modules.errors import InputError
-
-    number = text.strip().removesuffix("%")
-    try:
-        return {"percent": float(number)} if text.strip().endswith("%") else {"count": int(number)}
-    except ValueError as error:
-        raise InputError(
-            "rollout.invalid", f"cannot use the wave {text!r}: write a number of devices or a share such as 25%"
-        ) from error
 
 
 def _query(values: Mapping[str, Any]) -> dict[str, Any]:
