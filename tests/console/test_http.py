@@ -70,7 +70,8 @@ def test_a_pipelines_page_lists_its_steps(seeded: Served) -> None:
     steps = page.partition('id="steps"')[2].partition("</ul>")[0]
     words = re.sub(r"<[^>]*>|\s+", " ", steps.replace("<wbr>", "")).split()
     assert " ".join(words[1:]) == (
-        "detrend onnx detrend.onnx 40 µs window from input.window net onnx model.onnx 900 µs window from detrend.window"
+        "detrend onnx detrend.onnx median 40 µs window from input.window "
+        "net onnx model.onnx median 900 µs window from detrend.window"
     )
     assert "from net.wear" in page
     assert 'id="steps"' not in httpx.get(seeded.url + "/models/vibration/versions/1", headers=HTML).text
