@@ -104,7 +104,11 @@ class Environments:
         async with self._building.setdefault(key, asyncio.Lock()):
             self.folder.mkdir(parents=True, exist_ok=True)
             order = Order(target=str(self.folder / key), objects=str(self._objects), wheels=target.wheels)
-            answer = await _run(order)
+            try:
+                answer = await _run(order)
+            except BaseException:  # given up, or its process died: what it had laid out is of no use to anyone
+                await asyncio.shield(asyncio.to_thread(remove_tree, self.folder / f".new-{key}"))
+                raise
         if answer.code:
             raise _error(answer)
         return {"environment": key, "built": answer.built, "environment_bytes": answer.bytes}

@@ -125,6 +125,7 @@ def inspect(path: Package, json: Json = False) -> None:
             *((("model", manifest.model),) if manifest.model else ()),
             *(("input", _tensor(spec)) for spec in manifest.inputs),
             *(("output", _tensor(spec)) for spec in manifest.outputs),
+            *_environment(index),
             ("golden test", manifest.golden.file if manifest.golden else "none"),
             ("operators", ", ".join(index.facts.operators)),
             ("signatures", ", ".join(signature.keyid for signature in opened.signatures) or "none"),
@@ -148,6 +149,15 @@ def _step(step: pipeline.Step) -> tuple[str, str, str, str]:
     if step.weights:
         runs += f" ({', '.join(f'{name} {weight:g}' for name, weight in step.weights.items())})"
     return step.name, runs, takes, gives
+
+
+def _environment(index: package.Index) -> list[tuple[str, str]]:
+    lock = index.facts.environment
+    if lock is None:
+        return []
+    asked = index.manifest.environment.use or ", ".join(lock.requirements)
+    kinds = "; ".join(f"{target.label}: {len(target.wheels)} wheels" for target in lock.targets)
+    return [("environment", asked), ("locked for", kinds)]
 
 
 def _public(key: keys.StoredKey) -> PublicKey:
