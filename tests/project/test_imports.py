@@ -32,7 +32,7 @@ IMPURE = {
 PURE = [
     *sorted((SOURCES["skerry_agent"] / "rules").glob("*.py")),
     *sorted((SOURCES["skerry_hub"] / "rules").glob("*.py")),
-    *(SOURCES["skerry_modules"] / f"{name}.py" for name in ("chunks", "compatibility", "histogram", "messages")),
+    *(SOURCES["skerry_modules"] / f"{name}.py" for name in ("chunks", "compatibility", "histogram", "measurement", "messages")),
 ]  # fmt: skip
 # The device stays light: none of these may be imported there, not even late.
 HEAVY = {

@@ -203,11 +203,12 @@ def test_a_device_measures_what_it_serves_while_it_serves(world: World) -> None:
     assert found["memory_mb"] > 40, "and what it holds"
     assert found["recommendation"]["confirmed"]
     assert {one["golden"] for one in found["measurements"]} == {"passed"}
-    (stored,) = world.client.profiles_of("double", 1)
-    assert (stored.device, stored.memory_mb) == ("dev-1", found["memory_mb"])
+    stored = {one.device: one for one in world.client.profiles_of("double", 1)}
+    assert stored["dev-1"].memory_mb == found["memory_mb"]
     listed = world.skerry("modules", "profiles", "double:1")
     assert f"{found['memory_mb']} MB" in listed.stdout
     assert world.client.device("dev-1").online
+    assert not (world.state / "profiling").exists(), "what was compiled meanwhile is gone"
     events = [event.code for event in world.client.events(device="dev-1")]
     assert "command.done" in events
 

@@ -47,6 +47,16 @@ def profile(module: Module, wanted: Wanted = QUICK, *, deadline_s: float = 60.0,
     return found
 
 
+def test_what_is_compiled_meanwhile_stands_where_it_was_told_and_goes(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    line = f"open({str(seen)!r}, 'a').write('|'.join(os.listdir({str(tmp_path / 'scratch')!r})) + ' ')"
+    (tmp_path / "scratch").mkdir()
+    wanted = msgspec.structs.replace(QUICK, batches=(1,))
+    profile(script_module(tmp_path / "m", line), wanted, scratch=tmp_path / "scratch")
+    assert {name.rpartition("-")[0] for name in seen.read_text().split()} == {"skerry-profile"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_numbers_hang_together_for_each_engine_and_batch(tmp_path: Path) -> None:
     found = profile(linear_module(tmp_path / "m"))
     settings = [(one.setting.engine, one.setting.threads, one.setting.batch) for one in found.measurements]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -62,6 +63,8 @@ class Profiler:
         self._disk = disk
         self._plane = plane
         self._on_disk = on_disk
+        self._scratch = disk.folder / "profiling"
+        shutil.rmtree(self._scratch, ignore_errors=True)  # what a killed agent left
 
     async def __call__(self, command: Command, progress: Progress) -> dict[str, Any]:
         """Arguments: ``module``, ``version``, ``digest``, and those of :class:`profile_plan.Wanted`.
@@ -92,12 +95,21 @@ class Profiler:
             profile=self._firmware.name,
             room_mb=room,
             cache=Path(cache) if cache else None,
+            scratch=self._scratch,
             environment=environment,
             affinity=self._firmware.limits.cpu_affinity,
         )
         seconds = max(command.deadline_s - _ANSWER_S, command.deadline_s / 2)
-        async with self._plane.borrowed(manifest.engine) if exclusive else contextlib.nullcontext():
-            return to_builtins(await Session(subject, wanted, seconds, progress).run())
+        try:
+            self._scratch.mkdir(exist_ok=True)
+            async with self._plane.borrowed(manifest.engine) if exclusive else contextlib.nullcontext():
+                return to_builtins(await Session(subject, wanted, seconds, progress).run())
+        except OSError as error:
+            raise ResourceError(
+                "resource.no_space", f"cannot profile {manifest.name}: {error}; free space in {self._disk.folder}"
+            ) from error
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _installed(self, name: str, digest: str) -> tuple[Index, str]:
         """The index of a version that is laid out here whole, and the folder of its environment.

@@ -58,6 +58,7 @@ class Subject(msgspec.Struct, kw_only=True):
     profile: str
     room_mb: int
     cache: Path | None  # of exclusive engines, whose lock stands there; None: a folder of its own
+    scratch: Path | None = None  # where folders of its own are made; None: the system's (memory, on many devices)
     environment: str = ""  # the folder of the one that it runs in; empty: the agent's own
     niceness: int = NICENESS
     affinity: tuple[int, ...] = ()
@@ -117,7 +118,7 @@ class Session:
             self._skip(settings, "command.deadline", "cannot measure it: the time ran out; allow more")
             return
         exclusive = engines.get(way.engine).exclusive
-        with _cache(self._subject.cache if exclusive else None) as cache:
+        with self._cache(exclusive) as cache:
             try:
                 async with asyncio.timeout(left):
                     await self._fill(way, cache)
@@ -239,7 +240,7 @@ class Session:
         exclusive = engines.get(way.engine).exclusive
         for _ in range(CONFIRM_TRIES):
             left = self._end - time.monotonic()
-            with _cache(self._subject.cache if exclusive else None) as cache:
+            with self._cache(exclusive) as cache:
                 try:
                     async with asyncio.timeout(left):
                         found = await self._measure(way, cache, way.batches, 0.0, memory_mb)
@@ -251,6 +252,18 @@ class Session:
                     pass
             memory_mb = recommend.raised(memory_mb)
         return memory_mb, False
+
+    @contextlib.contextmanager
+    def _cache(self, shared: bool) -> Iterator[Path]:
+        """An empty folder for what an engine compiles, or the shared one."""
+        if shared and self._subject.cache is not None:
+            yield self._subject.cache
+            return
+        folder = Path(tempfile.mkdtemp(prefix="skerry-profile-", dir=self._subject.scratch))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _failure(self) -> SkerryError:
         codes = {one.code for one in self._unmeasured}
@@ -307,19 +320,6 @@ async def _worker(
         nursery.kill(link.serial)
         link.close()
         answer.cancel()
-
-
-@contextlib.contextmanager
-def _cache(shared: Path | None) -> Iterator[Path]:
-    """An empty folder for what an engine compiles, or the shared one."""
-    if shared is not None:
-        yield shared
-        return
-    folder = Path(tempfile.mkdtemp(prefix="skerry-profile-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measurement(way: Way, one: Timed, first: Measured, found: Measured) -> Measurement:
