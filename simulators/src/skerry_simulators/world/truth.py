@@ -7,6 +7,7 @@
 5. No step without an end: versions and rollouts settle.
 6. A device follows only documents that its hub issued, and never goes back.
 7. What is on the disk is not asked for, and what nobody needs does not stay there.
+8. Behind an endpoint stands what was asked for, over the versions that did not fail, and nothing bad at rest.
 """
 
 from __future__ import annotations
