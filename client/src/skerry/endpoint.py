@@ -33,6 +33,8 @@ class Endpoint:
         retries: how often a call is sent again that was refused for now (429, 503, nobody there). The device says with
             ``Retry-After`` when; if that is after the deadline the call fails at once.
         low_priority: wait until no other request does.
+        shared_memory: put inputs of 128 KiB and more into shared memory; for a ``unix:`` address, and an agent that
+            runs as the same user (or root) and sees the same ``/dev/shm``.
 
     Raises:
         InputError: ``settings.invalid``: the address cannot be read.
@@ -47,11 +49,12 @@ class Endpoint:
         timeout_s: float = 30.0,
         retries: int = 3,
         low_priority: bool = False,
+        shared_memory: bool = False,
     ) -> None:
         self.url = url
         self.name = name
         self.timeout_s = timeout_s
-        self._scorer = Scorer(url, name, version, retries=retries, low=low_priority)
+        self._scorer = Scorer(url, name, version, retries=retries, low=low_priority, shared=shared_memory)
         self._metadata: Metadata | None = None
 
     def metadata(self) -> Metadata:
@@ -68,7 +71,12 @@ class Endpoint:
         return self._scorer.ready(self.timeout_s)
 
     def score(
-        self, inputs: Mapping[str, Any], *, outputs: Sequence[str] | None = None, timeout_s: float | None = None
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        key: str = "",
     ) -> dict[str, Array]:
         """Score one batch.
 
@@ -77,6 +85,7 @@ class Endpoint:
                 widened to the declared datatype; a float never becomes a whole number.
             outputs: only these; None: all.
             timeout_s: other than the endpoint's.
+            key: where versions share the traffic, the same key goes to the same version (a machine's or a user's id).
 
         Returns:
             The outputs by name; arrays may be written to. ``BYTES`` are objects of type bytes.
@@ -89,18 +98,19 @@ class Endpoint:
             PeerError: ``scoring.failed``, ``scoring.quarantined``.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
+        headers = _key_header(key) if key else b""
         known = self._metadata or self.metadata()
         try:
-            return self._scorer.score(_declared(inputs, known), outputs, timeout_s=limit).outputs
+            return self._scorer.score(_declared(inputs, known), outputs, timeout_s=limit, headers=headers).outputs
         except InputError as error:
             if error.code not in _MOVED:
                 raise
             fresh = self.metadata()  # another version may take something else by now
             if fresh.inputs == known.inputs:
                 raise
-            return self._scorer.score(_declared(inputs, fresh), outputs, timeout_s=limit).outputs
+            return self._scorer.score(_declared(inputs, fresh), outputs, timeout_s=limit, headers=headers).outputs
 
-    def __call__(self, array: Any, *, timeout_s: float | None = None) -> Array:
+    def __call__(self, array: Any, *, timeout_s: float | None = None, key: str = "") -> Array:
         """Score a model that has one input and one output.
 
         Raises:
@@ -114,11 +124,11 @@ class Endpoint:
                 f"cannot call {self.name} with one array: it has the inputs {names} and {len(known.outputs)} outputs; "
                 "use score() with names",
             )
-        return self.score({known.inputs[0].name: array}, timeout_s=timeout_s)[known.outputs[0].name]
+        return self.score({known.inputs[0].name: array}, timeout_s=timeout_s, key=key)[known.outputs[0].name]
 
     def close(self) -> None:
-        """Close the connections that are kept."""
-        self._scorer.channel.close()
+        """Close the connections and the shared memory that are kept."""
+        self._scorer.close()
 
     def __enter__(self) -> Endpoint:
         return self
@@ -138,3 +148,9 @@ def _declared(inputs: Mapping[str, Any], known: Metadata) -> dict[str, Array]:
             f"it takes each of {', '.join(map(repr, specs))} once",
         )
     return {name: as_declared(inputs[name], spec) for name, spec in specs.items()}
+
+
+def _key_header(key: str) -> bytes:
+    if not key.isascii() or not key.isprintable():  # also: a line end would be a header of the caller's choosing
+        raise InputError("request.invalid", f"cannot use the key {key!r}: it must be printable ASCII; hash it")
+    return f"X-Skerry-Key: {key}\r\n".encode()

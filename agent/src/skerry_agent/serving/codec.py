@@ -6,7 +6,8 @@ https://github.com/triton-inference-server/server (docs/protocol/extension_binar
 A client that sends binary tensors repeats the same JSON header byte for byte, so a header that was checked once is
 remembered as a *plan* (where each tensor lies), and the same for the answer's header: the common case parses no JSON.
 
-Does not handle: the classification, schedule-policy and shared-memory extensions of Triton.
+Does not handle: the classification, schedule-policy and shared-memory extensions of Triton (its regions are registered;
+``regions`` has a way without).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 import numpy as np
 
 from skerry_agent.ports import Arrays
+from skerry_agent.serving import regions
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, ITEM_BYTES, TensorSpec, datatype_of
@@ -142,8 +144,13 @@ class Codec:
         for given in request.inputs:
             spec = self._inputs[given.name]
             check_declared(given, spec)
-            size = binary_size(given)
-            if size is None:
+            region = "shared_memory_region" in given.parameters
+            size = None if region else binary_size(given)
+            if region:
+                literal[given.name] = array = _from_region(given)
+                if not spec.allow_nan:
+                    check_nan(given.name, array)
+            elif size is None:
                 literal[given.name] = array = from_json(given)
                 array.flags.writeable = False  # as binary ones are: what is kept as a sample stays what was sent
                 if not spec.allow_nan:
@@ -310,6 +317,14 @@ def binary_size(given: _Input) -> int | None:
     if type(size) is not int or size < 0:
         raise _bad(given.name, f"its binary_data_size {size!r} is not a whole number")
     return size
+
+
+def _from_region(given: _Input) -> Array:
+    if bytes(given.data) or "binary_data_size" in given.parameters:
+        raise _bad(given.name, "it has a shared_memory_region and data besides")
+    if given.datatype == "BYTES":
+        raise _bad(given.name, "BYTES cannot come in shared memory")
+    return regions.read(given.name, given.parameters, np.dtype(DATATYPES[given.datatype]), given.shape)
 
 
 def _place(given: _Input, spec: TensorSpec, start: int, size: int) -> _Place:
