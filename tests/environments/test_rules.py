@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.rules.bench import Bench
+from skerry.environments import targeted
 from skerry_modules import environments, profiles
 from skerry_modules import manifest as manifests
 from skerry_modules.compatibility import DeviceFacts, ModelFacts, memory_mb, obstacles
 from skerry_modules.environments import Lock, Target, Wheel
 from skerry_modules.errors import InputError
 from skerry_modules.index import FileEntry, Index, index_bytes, parse_index, sign_index
-from skerry_modules.manifest import Environment, Manifest, Resources
+from skerry_modules.manifest import Environment, Manifest, Resources, Targets
 from skerry_modules.messages import ModulePhase
 from skerry_modules.profiles import EngineSupport
 from skerry_modules.tensors import TensorSpec
@@ -88,6 +89,20 @@ def test_a_profile_without_a_glibc_says_so() -> None:
     with pytest.raises(InputError, match="names no python or no glibc") as caught:
         environments.kinds_of([bare])
     assert caught.value.code == "environment.unresolvable"
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (Targets(profiles=("pynq-z2",)), ["pynq-z2"]),
+        (Targets(python=">=3.12"), ["intel-n100"]),
+        (Targets(architectures=("armv7l",)), ["pynq-z2"]),
+        (Targets(), sorted(name for name, one in profiles.shipped().items() if one.engine("python"))),
+    ],
+)
+def test_a_module_is_resolved_for_what_it_could_run_on(targets: Targets, names: list[str]) -> None:
+    manifest = msgspec.structs.replace(parse_index(made().index).manifest, targets=targets)
+    assert sorted(profile.name for profile in targeted(manifest)) == names
 
 
 BAD_LOCKS = {
@@ -162,7 +177,7 @@ LOCK = Lock(
 FACTS = DeviceFacts(architecture="x86_64", python="3.11.7", glibc="2.41")
 
 
-def made(**resources: int) -> Module:
+def made(memory_mb: int = 64) -> Module:
     """A module with an environment, as bytes."""
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
     script = b"def run(inputs): ..."
@@ -175,7 +190,7 @@ def made(**resources: int) -> Module:
         inputs=(spec,),
         outputs=(spec,),
         environment=Environment(requirements=("a==1",)),
-        resources=Resources(**{"memory_mb": 64, **resources}),
+        resources=Resources(memory_mb=memory_mb),
     )
     files = [FileEntry(environments.FOLDER + one.file, one.sha256, one.size) for one in (ARM, PC)]
     files.append(FileEntry("main.py", digest, len(script)))

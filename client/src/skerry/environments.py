@@ -23,6 +23,7 @@ import msgspec
 from skerry import resolving
 from skerry.types import EnvironmentDetail
 from skerry_modules import environments, package, profiles
+from skerry_modules.compatibility import python_fits
 from skerry_modules.environments import Bundle, Lock, LockFile, Target, Wheel
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import Manifest, engines_of
@@ -112,6 +113,7 @@ def targeted(manifest: Manifest) -> list[profiles.Profile]:
         for profile in profiles.shipped().values()
         if all(profile.engine(engine) for engine in engines_of(manifest))
         and (not targets.architectures or profile.architecture in targets.architectures)
+        and (not targets.python or python_fits(environments.python_of(profile), targets.python))
     ]
 
 
