@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -29,7 +29,12 @@ SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 
 
 def register(
-    session: Session, version: int, *, name: str = "digits", engine: str = "onnx", memory_mb: int = 64
+    session: Session,
+    version: int,
+    *,
+    name: str = "digits",
+    engine: Literal["onnx", "pynq"] = "onnx",
+    memory_mb: int = 64,
 ) -> None:
     manifest = Manifest(
         format=1,

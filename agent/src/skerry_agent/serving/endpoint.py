@@ -30,6 +30,10 @@ _IN_REGION: Final = b'"shared_memory_region"'
 SHADOW_HEAD: Final = struct.Struct("<Ii")
 """In front of a shadow's body: the length of the request, the length of the answer's JSON part (−1: all of it)."""
 
+COPY_AFTER_S: Final = 0.002
+"""A copy is made so long after the answer: made at once it would run before the answer's bytes are flushed, and its
+worker would wake on the core that the client is about to wake on."""
+
 Part = tuple[Route, "Version"]
 
 
@@ -67,7 +71,7 @@ class Endpoint:
         return functools.partial(self._answered, item)
 
     def _answered(self, item: Item, json: int, body: bytes) -> None:
-        asyncio.get_running_loop().call_soon(self._copy, item, json, body)
+        asyncio.get_running_loop().call_later(COPY_AFTER_S, self._copy, item, json, body)
 
     def _copy(self, item: Item, json: int, body: bytes) -> None:
         if _IN_REGION in (item.body if item.json < 0 else item.body[: item.json]):
