@@ -105,10 +105,13 @@ def test_a_batch_moves_on_under_a_load_that_never_pauses(start: Start, tmp_path:
         for thread in threads:
             thread.join()
     assert [answer.status for answer in answers] == [200] * 3
-    found = re.fullmatch(r"requests=(\d+), p99-us=(\d+), calm=(\d+), calm-p99-us=(\d+)", told(answers[-1]))
+    found = re.fullmatch(
+        r"requests=(\d+), p99-us=(\d+), calm=(\d+), calm-p99-us=(\d+), took-us=(\d+)", told(answers[-1])
+    )
     assert found is not None, answers[-1].headers
-    requests, p99, calm, calm_p99 = map(int, found.groups())
+    requests, p99, calm, calm_p99, took = map(int, found.groups())
     assert requests > 0
+    assert took > 0
     assert 0 < calm <= requests
     assert p99 >= 10_000
     assert calm_p99 >= 10_000
@@ -123,7 +126,7 @@ def test_alone_it_is_scored_at_once_and_not_counted(start: Start, tmp_path: Path
     digest = next(iter(plane.plane._versions))
     low = ask(plane, 4, 0.0, LOW)
     assert json.loads(low.body)["outputs"][0]["data"] == [4.0]
-    assert told(low) == "requests=0, p99-us=0, calm=0, calm-p99-us=0"
+    assert told(low).startswith("requests=0, p99-us=0, calm=0, calm-p99-us=0, took-us=")
     bad = plane.ask("POST", "/v2/models/script/infer", {"inputs": []}, LOW)
     assert (bad.status, bad.code) == (400, "scoring.unknown_input")
     live = ask(plane, 5)

@@ -2,9 +2,10 @@
 
 A job sends one or two requests at a time, and what a live request can lose to it is the time that one of them takes. So
 the rows of a request are chosen by time: as many as last ``slice_s``, fewer (``live_slice_s``) while others ask the
-same version. Every answer tells the p99 of live requests with and without a batch request beside them; where the
-first is worse than the second by more than allowed, requests shrink by half, and at the smallest size a pause between
-them grows. When it is better again, both come back slowly. A refusal (429, 503) halves and pauses too.
+same version, and then it rests after each for as long as that took: half of the live requests meet no batch at all.
+Every answer tells the p99 of live requests with and without a batch request beside them; where the first is worse than
+the second by more than allowed, requests shrink by half, and at the smallest size the pause between them grows. When
+it is better again, both come back slowly. A refusal (429, 503) halves and pauses too.
 
 Does not handle: other modules' traffic on the same cores (the operating system shares those), time (an argument).
 """
@@ -24,9 +25,12 @@ class Live(NamedTuple):
     p99_us: int = 0
     calm: int = 0
     calm_p99_us: int = 0
+    took_us: int = 0  # the batch request itself, with the worker
 
 
-_HEADER: Final = re.compile(r"requests=(\d{1,9}), p99-us=(\d{1,12}), calm=(\d{1,9}), calm-p99-us=(\d{1,12})")
+_HEADER: Final = re.compile(
+    r"requests=(\d{1,9}), p99-us=(\d{1,12}), calm=(\d{1,9}), calm-p99-us=(\d{1,12}), took-us=(\d{1,12})"
+)
 
 
 def parse_live(header: str) -> Live | None:
@@ -51,7 +55,7 @@ class PaceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_rows: int = 1024
     slice_s: float = 0.05
-    live_slice_s: float = 0.005
+    live_slice_s: float = 0.002
     worse_factor: float = 1.5
     worse_us: int = 500
     enough: int = 50
@@ -70,16 +74,20 @@ class Pace:
         self._calm_us = 0  # p99 of live requests alone, as last known
 
     def answered(self, rows: int, seconds: float, live: Live | None) -> None:
-        """A request of ``rows`` rows was scored in ``seconds``."""
+        """A request of ``rows`` rows was answered after ``seconds``, of which some may have been spent waiting."""
         settings = self.settings
         busy = live is not None and live.requests > 0
         self.in_flight = 1 if busy else 2
+        if live is not None and live.took_us:
+            seconds = live.took_us / 1e6
         if live is not None and live.calm >= settings.enough:
             self._calm_us = live.calm_p99_us
         if live is not None and self._is_worse(live):
             self._slower()
             return
         self.pause_s = self.pause_s / 2 if self.pause_s > settings.pause_min_s else 0.0
+        if busy:
+            self.pause_s = max(self.pause_s, min(seconds, settings.pause_max_s))
         wanted = settings.live_slice_s if busy else settings.slice_s
         fits = int(rows * wanted / max(seconds, 1e-6))
         self.rows = max(1, min(self.rows * 2, fits, settings.max_rows))

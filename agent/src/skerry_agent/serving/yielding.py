@@ -40,13 +40,14 @@ class Recent:
     def add(self, now: float, seconds: float) -> None:
         self._found.append((now, seconds, self.beside))
 
-    def header(self, now: float) -> bytes:
-        """``X-Skerry-Live``: requests and p99 in µs of all, then of those with no low one beside them."""
+    def header(self, now: float, took_s: float) -> bytes:
+        """``X-Skerry-Live``: requests and p99 in µs of all, then of those with no low one beside them; and how long
+        this low one was with the worker."""
         new = [(seconds, beside) for when, seconds, beside in self._found if now - when <= WINDOW_S]
         everyone = sorted(seconds for seconds, _ in new)
         calm = sorted(seconds for seconds, beside in new if not beside)
-        told = (len(everyone), _p99_us(everyone), len(calm), _p99_us(calm))
-        return b"X-Skerry-Live: requests=%d, p99-us=%d, calm=%d, calm-p99-us=%d\r\n" % told
+        told = (len(everyone), _p99_us(everyone), len(calm), _p99_us(calm), round(took_s * 1e6))
+        return b"X-Skerry-Live: requests=%d, p99-us=%d, calm=%d, calm-p99-us=%d, took-us=%d\r\n" % told
 
 
 def _p99_us(values: list[float]) -> int:
@@ -56,7 +57,7 @@ def _p99_us(values: list[float]) -> int:
 class Low:
     """One request of low priority: an ``Item`` that tells the room of its end."""
 
-    __slots__ = ("_exchange", "_room", "began", "body", "endpoint", "json", "ticket", "timeout_s")
+    __slots__ = ("_exchange", "_room", "began", "body", "endpoint", "json", "released", "ticket", "timeout_s")
 
     low = True
     shadow = False
@@ -71,9 +72,11 @@ class Low:
         self.began = exchange.began
         self.timeout_s = timeout_s
         self.ticket: Ticket | None = None
+        self.released = 0.0
 
     def reply(self, status: int, code: str, json: int, body: bytes) -> None:
-        self._exchange.extra = self._room.recent.header(time.monotonic())
+        now = time.monotonic()
+        self._exchange.extra = self._room.recent.header(now, now - self.released if self.released else 0.0)
         self._exchange.reply(status, code, json, body)
         self._room.ended(self)
 
@@ -121,6 +124,7 @@ class Room:
             self._timer = None
         low = self._out = self._waiting.popleft()
         self.recent.beside = True
+        low.released = time.monotonic()
         low.ticket = self._version.submit(low, low.timeout_s)
 
     def ended(self, low: Low) -> None:
