@@ -145,7 +145,8 @@ class HttpFront:
     def _infer(self, exchange: Exchange, target: oip.Target) -> None:
         version = self._router.choose(target.model, target.version)
         exchange.endpoint = target.model.encode()
-        ticket = version.submit(exchange, exchange.timeout_s or version.manifest.resources.request_timeout_s)
+        timeout_s = exchange.timeout_s or version.manifest.resources.request_timeout_s
+        ticket = version.submit(exchange, timeout_s, pinned=bool(target.version))
         if ticket is not None:
             exchange.cancel = lambda: version.forget(ticket)
 
