@@ -24,7 +24,7 @@ NAMES = (
     "footprint",
     "shadow",
     "telemetry-cost",
-    "shadow",
+    "peers",
     "fpga",
     "delivery",
     "resume",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlmodel import SQLModel
+from sqlalchemy import delete
+from sqlmodel import SQLModel, col
 
 from console import seed
 from console.conftest import Served
@@ -20,6 +21,7 @@ from skerry_hub.console.queries import device as device_queries
 from skerry_hub.console.queries import fleet, log, models, rollouts
 from skerry_hub.db import Database
 from skerry_hub.queries import parse
+from skerry_hub.tables import RolloutDevice
 
 HTML = {"accept": "text/html"}
 
@@ -215,6 +217,23 @@ def test_every_query_says_the_same_on_both_databases(database: Database) -> None
         assert device_queries.health(session, name, now, 3_600_000).cpu
         assert not device_queries.telemetry(session, name, now, 3_600_000).empty
         assert not Pulse().points(session, now + 60_000).empty
+    database.close()
+
+
+def test_a_rollouts_waves_are_those_that_have_a_device(tmp_path: Path) -> None:
+    """A plan of three waves over a few devices may need two: "wave 1 of 3" would promise one that never comes."""
+    database = Database(f"sqlite:///{tmp_path / 'hub.db'}")
+    seed.seed(database.engine, time.time_ns() // 1_000_000, minutes=2)
+    with database.session() as session:
+        (line, *_) = rollouts.latest(session)
+        assert (line.waves, len(line.plan.waves)) == (3, 3)
+        session.connection().execute(
+            delete(RolloutDevice).where(col(RolloutDevice.rollout) == line.row.id, col(RolloutDevice.wave) == 2)
+        )
+        assert rollouts.latest(session)[0].waves == 2
+        found = rollouts.one(session, line.row.id or 0)
+        assert found is not None
+        assert found.waves == 2
     database.close()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from skerry.types import Device, ModuleReport, RolloutDetail, RolloutDevice
+from skerry_simulators.demo import cast
 from skerry_simulators.demo.outcome import Facts, claims
 from skerry_simulators.demo.traffic import Tally, read_answer
 
@@ -148,3 +150,24 @@ def test_only_ten_probabilities_are_an_answer() -> None:
     for wrong in (b"", b"{}", b"[]", body.replace(b"0,0,0,1", b"1"), body.replace(b"probabilities", b"other")):
         with pytest.raises((ValueError, LookupError, TypeError)):
             read_answer(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("raise ImportError('no board support')", "cannot be imported here: ImportError: no board support"),
+        ("import os; os._exit(3)", "cannot be imported here: it crashed"),
+    ],
+)
+def test_an_engine_that_cannot_be_imported_is_left_out_and_says_why(
+    source: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pynq.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(cast, "find_spec", lambda name: object())
+    cast._fault.cache_clear()
+    able, left_out = cast.cast()
+    cast._fault.cache_clear()
+    assert {"gate-1", "gate-2"} <= {player.device for player in able}
+    assert "board-1" not in {player.device for player in able}
+    assert any(line.startswith(f"board-1 is left out: the package pynq {why}") for line in left_out)

@@ -17,7 +17,15 @@ from sqlmodel import Session, col, select
 
 from skerry_hub import devices, registry
 from skerry_hub.profiling import Measured
-from skerry_hub.tables import Assignment, DesiredDocument, Device, Endpoint, EndpointDevice, ModelVersion
+from skerry_hub.tables import (
+    Assignment,
+    DesiredDocument,
+    Device,
+    DeviceModule,
+    Endpoint,
+    EndpointDevice,
+    ModelVersion,
+)
 from skerry_modules import messages, trust
 from skerry_modules.errors import BugError, InputError
 from skerry_modules.messages import DesiredModule
@@ -71,6 +79,23 @@ def unassign(session: Session, device: str, module: str, *, now: int) -> int:
     session.delete(current)
     _issue(session, row, row.desired_revision + 1, now)
     return row.desired_revision
+
+
+def fallbacks(session: Session, module: str) -> dict[str, int]:
+    """The version that each device goes back to if a newer one fails: the one it was assigned.
+
+    Where the device gave that one up and serves another by itself, it is the one that it serves: to assign what failed
+    there would ask the device to try it once more.
+    """
+    found = {
+        row.device: row.version
+        for row in session.execute(select(Assignment).where(col(Assignment.module) == module)).scalars()
+    }
+    reported = session.execute(select(DeviceModule).where(col(DeviceModule.module) == module)).scalars().all()
+    given_up = (messages.ModulePhase.FAILED, messages.ModulePhase.UNSCHEDULABLE)
+    failed = {row.device for row in reported if row.phase in given_up and row.version == found.get(row.device)}
+    found.update({row.device: row.version for row in reported if row.device in failed and row.role == "current"})
+    return found
 
 
 def reissue(session: Session, device: str, *, now: int) -> int:

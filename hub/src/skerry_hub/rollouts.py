@@ -24,7 +24,7 @@ from skerry_hub import audit, desired, devices, queries, registry, scheduling
 from skerry_hub.clock import now_ms
 from skerry_hub.rules import rollout as rules
 from skerry_hub.rules.rollout import DeviceProgress, DeviceReport, DeviceStep, Plan, Rollout, RolloutState
-from skerry_hub.tables import Assignment, Device, DeviceModule, ModelVersion, RolloutDevice
+from skerry_hub.tables import Device, DeviceModule, ModelVersion, RolloutDevice
 from skerry_hub.tables import Rollout as RolloutRow
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.messages import ModulePhase, ModuleState
@@ -240,10 +240,7 @@ def _preview(session: Session, module: str, version: int, target: str, plan: Pla
     found = scheduling.obstacles_of(session, matched, wanted)
     able = [device.id for device in matched if not found[device.id]]
     wave_of = dict(zip(able, rules.assign_waves(plan, able), strict=True))
-    before = {
-        row.device: row.version
-        for row in session.execute(select(Assignment).where(col(Assignment.module) == module)).scalars()
-    }
+    before = desired.fallbacks(session, module)
     candidates = tuple(
         Candidate(
             device=device.id,

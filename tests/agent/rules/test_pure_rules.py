@@ -216,6 +216,7 @@ def test_the_gate_refuses_documents_of_others(payload: bytes, code: str) -> None
     with pytest.raises(PeerError) as caught:
         verify.read_desired(payload, "d1", KEYS)
     assert caught.value.code == code
+    assert ("hub.key in this device's configuration" in caught.value.message) == (code == "trust.unknown_key")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,7 @@ def test_the_gate_refuses_modules_that_no_trusted_publisher_signed(behaviour: Be
     with pytest.raises(PeerError) as caught:
         verify.read_index(module.index, module.digest, "digits", module.signatures, PUBLISHERS)
     assert caught.value.code == code
+    assert ("hub.publishers in this device's configuration" in caught.value.message) == (code == "trust.unknown_key")
 
 
 def test_the_gate_refuses_another_module_put_in_a_modules_place() -> None:

@@ -16,7 +16,7 @@ import pytest
 from skerry_modules.errors import SkerryError
 
 from .conftest import Start
-from .harness import Running
+from .harness import Running, json_request
 from .models import Module, linear_module, python_module
 
 SCRIPT = """
@@ -249,6 +249,33 @@ def test_a_worker_that_cannot_start_again_is_tried_at_growing_intervals(plane: R
     script.write_text(SCRIPT)
     settled(lambda: ask(plane, 0).status == 200)
     assert plane.ask("GET", "/v2/health/ready").status == 200
+
+
+def test_what_waits_for_a_version_that_keeps_dying_is_answered_by_the_one_that_takes_its_route(
+    plane: Running, tmp_path: Path
+) -> None:
+    before = python_module(tmp_path / "before", SCRIPT, name="script", version=7, request_timeout_s=30)
+    plane.load(before)
+    (tmp_path / "script" / "main.py").write_text("raise RuntimeError('the disk lies')")
+    os.kill(plane.plane.pids()[1], signal.SIGKILL)
+    settled(lambda: "start: install.load_failed" in {one[1] for one in plane.exits})
+    answers: dict[str, Any] = {}
+
+    def waiting(path: str, timeout_ms: int) -> None:
+        body = json_request({"x": np.asarray([[0, 1, 2, 3]], dtype="f4")})
+        answers[path] = plane.ask("POST", path, body, {"X-Skerry-Timeout-Ms": str(timeout_ms)})
+
+    free, pinned = "/v2/models/script/infer", "/v2/models/script/versions/1/infer"
+    threads = [threading.Thread(target=waiting, args=one) for one in ((free, 20_000), (pinned, 1_500))]
+    for thread in threads:
+        thread.start()
+    (held,) = [one for one in plane.plane._versions.values() if one.number == 1]
+    settled(lambda: plane.do(lambda: len(held._dispatch.waiting)) == 2)
+    plane.route("script", (before, 100.0))
+    for thread in threads:
+        thread.join()
+    assert (answers[free].status, answers[free].json["model_version"]) == (200, "7")
+    assert (answers[pinned].status, answers[pinned].code) == (503, "scoring.deadline")
 
 
 def test_a_client_that_leaves_is_not_scored(start: Start, tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ class Fleet:
                 session.flush()
                 session.add(DeviceTag(device=name, key="site", value=site))
 
-    def report(self, device: str, version: int, phase: str = "Healthy", reason: str = "") -> None:
+    def report(
+        self, device: str, version: int, phase: str = "Healthy", reason: str = "", role: str = "current"
+    ) -> None:
         """What ingest writes when a device reports under the newest revision it was given."""
         with self.database.session() as session:
             row = session.get(Device, device)
@@ -100,7 +102,7 @@ class Fleet:
                 device=device, module="digits", version=version, digest="", phase="", reported_at=0
             )
             state.phase, state.reason = phase, reason
-            state.role = "current" if phase == "Healthy" else ""
+            state.role = role if phase == "Healthy" else ""
             session.add(row)
             session.add(state)
 
@@ -181,6 +183,34 @@ def test_a_bad_canary_goes_back_to_what_it_had(fleet: Fleet) -> None:
         row = session.get(RolloutDevice, (second, "a"))
         assert row is not None
         assert row.reason == "install.golden_failed"
+
+
+def test_a_device_that_gave_a_version_up_goes_back_to_the_one_that_it_serves(fleet: Fleet) -> None:
+    """Version 2 passed its rollout and died too often later: the device is back at 1, where a bad 3 must leave it."""
+    for number in (1, 2, 3):
+        fleet.version(number)
+    fleet.devices("a", "b")
+    for number in (1, 2):
+        rollout = fleet.start(version=number, plan=Plan(waves=(Wave(percent=100.0),), soak_s=0.0))
+        fleet.report("a", number)
+        fleet.report("b", number)
+        fleet.engine.step()
+        assert fleet.state(rollout) == RolloutState.SUCCEEDED
+    fleet.report("a", 2, "Failed", "run.crash_loop")
+    fleet.report("b", 1, "Healthy", role="last-good")
+    third = fleet.start(version=3, plan=Plan(waves=(Wave(percent=100.0),), soak_s=0.0))
+    for name in ("a", "b"):
+        fleet.report(name, 3, "Failed", "install.golden_failed")
+    fleet.engine.step()
+    assert fleet.state(third) == RolloutState.ROLLING_BACK
+    assert [module.version for module in fleet.wanted("a").modules] == [1]
+    assert [module.version for module in fleet.wanted("b").modules] == [2]
+    fleet.engine.step()
+    assert fleet.state(third) == RolloutState.ROLLING_BACK
+    fleet.report("a", 1)
+    fleet.report("b", 2)
+    fleet.engine.step()
+    assert fleet.state(third) == RolloutState.ROLLED_BACK
 
 
 def test_what_cannot_run_is_unschedulable_before_anything_is_sent(fleet: Fleet) -> None:

@@ -22,15 +22,16 @@ from typing import Any
 
 
 class Ticket:
-    """One request as the rules see it; ``item`` is the caller's own."""
+    """One request as the rules see it; ``item`` is the caller's own. ``pinned``: it named the version that it wants."""
 
-    __slots__ = ("alone", "deadline", "done", "item", "kills", "number", "size")
+    __slots__ = ("alone", "deadline", "done", "item", "kills", "number", "pinned", "size")
 
-    def __init__(self, number: int, item: Any, size: int, deadline: float) -> None:
+    def __init__(self, number: int, item: Any, size: int, deadline: float, *, pinned: bool = False) -> None:
         self.number = number
         self.item = item
         self.size = size
         self.deadline = deadline
+        self.pinned = pinned
         self.kills = 0
         self.alone = False  # must not be scored together with others
         self.done = False  # answered: by its deadline, or because its client left

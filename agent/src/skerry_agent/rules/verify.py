@@ -27,7 +27,10 @@ def read_index(
     """
     if hashlib.sha256(data).hexdigest() != digest:
         raise PeerError("package.digest_mismatch", f"cannot use the index {digest[:12]}: its content is damaged")
-    indexes.verify_index(data, signatures, dict(publishers))
+    try:
+        indexes.verify_index(data, signatures, dict(publishers))
+    except PeerError as error:
+        raise _told_here(error, signatures, "hub.publishers") from error
     index = indexes.parse_index(data)
     if index.manifest.name != name:
         raise PeerError(
@@ -44,7 +47,10 @@ def read_desired(payload: bytes, device: str, hub_keys: Mapping[str, PublicKey])
         PeerError: ``message.*``, ``trust.*``, ``message.wrong_device``.
     """
     signed: Signed = messages.decode("desired", payload)
-    trust.verify(trust.DESIRED_TYPE, signed.payload, signed.signatures, dict(hub_keys))
+    try:
+        trust.verify(trust.DESIRED_TYPE, signed.payload, signed.signatures, dict(hub_keys))
+    except PeerError as error:
+        raise _told_here(error, signed.signatures, "hub.key") from error
     desired = messages.decode_desired(signed.payload)
     if desired.device != device:
         raise PeerError(
@@ -52,6 +58,18 @@ def read_desired(payload: bytes, device: str, hub_keys: Mapping[str, PublicKey])
             f"cannot follow a desired document for {desired.device[:64]!r}: this device is {device}",
         )
     return desired
+
+
+def _told_here(error: PeerError, signatures: tuple[Signature, ...], setting: str) -> PeerError:
+    """What a hub or a command line would be told to do about an unknown key does not help a device: its file does."""
+    if error.code != "trust.unknown_key":
+        return error
+    ids = ", ".join(signature.keyid[:64] for signature in signatures[:4])
+    return PeerError(
+        error.code,
+        f"cannot trust the signature by {ids}: {setting} in this device's configuration does not name that key; "
+        "add it there and start the agent again",
+    )
 
 
 def is_sound(wanted: DesiredModule, max_index_bytes: int) -> str:

@@ -169,7 +169,7 @@ class HttpFront:
             exchange.low = False
             version.room.take(exchange, timeout_s)
             return
-        ticket = version.submit(exchange, timeout_s)
+        ticket = version.submit(exchange, timeout_s, pinned=bool(target.version))
         if ticket is not None:
             exchange.cancel = lambda: version.forget(ticket)
 

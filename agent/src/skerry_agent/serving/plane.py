@@ -355,7 +355,8 @@ class Plane:
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
         for version in before.versions if before is not None and live else ():
-            if version.suspended and not self.is_routed(version):
+            # Its worker is lent away, or died and comes back later if at all: nobody need wait for that any more.
+            if not version.ready and not self.is_routed(version):
                 version.hand_over(made.choose())
 
     def is_ready(self) -> bool:

@@ -100,7 +100,7 @@ class Version:
 
     # -- requests
 
-    def submit(self, item: Item, timeout_s: float) -> Ticket | None:
+    def submit(self, item: Item, timeout_s: float, *, pinned: bool = False) -> Ticket | None:
         """Queue a request; None: it was refused and answered."""
         timeout = min(timeout_s, self.manifest.resources.request_timeout_s)
         if self._marks and hashlib.sha256(item.body).digest() in self._marks:
@@ -108,7 +108,7 @@ class Version:
                 self._counters.refused(item.endpoint, item.shadow)
             item.reply(*_quarantined())
             return None
-        ticket = Ticket(self._next, item, len(item.body), item.began + timeout)
+        ticket = Ticket(self._next, item, len(item.body), item.began + timeout, pinned=pinned)
         self._next += 1
         return ticket if self._enqueue(ticket, timeout) else None
 
@@ -124,8 +124,11 @@ class Version:
         return True
 
     def hand_over(self, other: Version) -> None:
-        """Let another version answer the requests that wait here."""
+        """Let another version answer the requests that wait here, but for those that asked for this very one."""
         for ticket in self._dispatch.take_waiting():
+            if ticket.pinned:
+                self._dispatch.offer(ticket)
+                continue
             ticket.number, ticket.kills = other._next, 0
             other._next += 1
             other._enqueue(ticket, max(0.0, ticket.deadline - time.monotonic()))

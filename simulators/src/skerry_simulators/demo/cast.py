@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -28,8 +31,20 @@ class Player(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
 
     @property
-    def available(self) -> bool:
-        return find_spec(self.package) is not None
+    def fault(self) -> str:
+        """Why the engine's package cannot be used here; empty where it can."""
+        return _fault(self.package)
+
+
+@cache
+def _fault(package: str) -> str:
+    """Found is not enough: a package that cannot be imported would let the demo fail a minute later."""
+    if find_spec(package) is None:
+        return "is not installed here"
+    tried = subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, text=True, check=False)
+    if tried.returncode == 0:
+        return ""
+    return f"cannot be imported here: {(tried.stderr.strip().splitlines() or ['it crashed'])[-1]}"
 
 
 def players() -> tuple[Player, ...]:
@@ -68,12 +83,12 @@ def cast() -> tuple[list[Player], list[str]]:
     Raises:
         DemoFailure: ONNX Runtime is missing, without which there is no canary.
     """
-    able = [player for player in players() if player.available]
+    able = [player for player in players() if not player.fault]
     missing = [
-        f"{player.device} is left out: the package {player.package} is not installed here "
+        f"{player.device} is left out: the package {player.package} {player.fault} "
         f"(`pip install 'skerry[{player.engine}]'`)"
         for player in players()
-        if not player.available
+        if player.fault
     ]
     if sum(player.engine == "onnx" for player in able) < 2:
         raise DemoFailure("the demo needs ONNX Runtime: pip install 'skerry[onnx]'")

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 from sqlmodel import Session, col
 
 from skerry_hub.console.queries.paging import PAGE_ROWS, Page, clamp
+from skerry_hub.rollouts import waves as numbers_of_waves
 from skerry_hub.rules.rollout import DeviceStep, Plan, RolloutState
 from skerry_hub.tables import Audit, DeviceModule, Rollout, RolloutDevice
 
@@ -54,6 +55,7 @@ class RolloutLine:
     row: Rollout
     plan: Plan
     steps: dict[str, int] = field(default_factory=dict)
+    waves: int = 0  # those of the plan that have a device
 
     @property
     def total(self) -> int:
@@ -175,6 +177,8 @@ def _count(session: Session, lines: Sequence[RolloutLine]) -> None:
     by_id = {line.row.id: line for line in lines}
     if not by_id:
         return
+    for number, count in numbers_of_waves(session, [number for number in by_id if number is not None]).items():
+        by_id[number].waves = count
     has_reason = (col(RolloutDevice.reason) != "").label("has_reason")
     statement = (
         select(col(RolloutDevice.rollout), col(RolloutDevice.step), has_reason, func.count())
