@@ -2,6 +2,7 @@
 #   make demo            the whole system doing its main job; keeps running (ONCE=1: check and exit, JSON=1: one object)
 #   make test            all tests (SKERRY_REQUIRE_ALL=1: a missing program is a failure, not a skip)
 #   make bench           every figure, one JSON line each (ONLY=name: one of them)
+#   make soak            the data plane under load and faults for an hour (SECONDS=600), then 20,000 worlds (ONLY=plane, world)
 #   make lint            ruff and mypy
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -28,8 +29,12 @@ test: $(VENV)/.ready ## all tests
 	@bash scripts/test-programs.sh
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS) $(ARGS)
 
-soak: $(VENV)/.ready ## the slow tests: long random runs
-	@$(BIN)/skerry-sim world --seeds $(or $(SEEDS),0..20000)
+soak: $(VENV)/.ready ## the long runs: the data plane under load and faults, then worlds by seed
+	@result=0; \
+	case "$(ONLY)" in ""|plane|world) ;; *) echo "cannot run ONLY=$(ONLY): there are plane and world" >&2; exit 2;; esac; \
+	if [ "$(ONLY)" != world ]; then $(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),0) || result=1; fi; \
+	if [ "$(ONLY)" != plane ]; then $(BIN)/skerry-sim world --seeds $(or $(SEEDS),0..20000) || result=1; fi; \
+	exit $$result
 
 bench: $(VENV)/.ready ## every figure of docs/benchmarks.md
 	@bash scripts/test-programs.sh
