@@ -202,13 +202,10 @@ class Version:
 
     def shadow(self, item: Item, json: int, body: bytes) -> None:
         """Score a copy of a request that was answered with ``body``, unless this version is busy."""
-        size = len(item.body) + len(body)
-        settings = self._settings
-        if (
-            not self.ready
-            or self._shadows >= (1 if self.admitted else settings.shadow_requests)
-            or (self._shadows and self._shadow_bytes + size > settings.shadow_bytes)
-        ):
+        size, settings = len(item.body) + len(body), self._settings
+        most = 1 if self.admitted else settings.shadow_requests
+        full = self._shadows >= most or (self._shadows and self._shadow_bytes + size > settings.shadow_bytes)
+        if full or not self.ready:
             self._counters.compared(item.endpoint, Agreement(dropped=1))
             return
         made = Shadow(self, item, json, body)
