@@ -6,10 +6,10 @@ few seconds and in random order (``--seed``), a version is swapped, a split is c
 of a live version or of a shadow is killed by SIGSEGV, or a model that hangs and leaks is loaded, asked and unloaded.
 
 What must hold: every answer is 200 and equal to what the version that it names computes; what hangs is answered 503 at
-its deadline, what leaks is answered right all the same; no copy of a shadow fails; and the memory (PSS of agent,
-zygotes and workers, at rest, with the same number of versions loaded) is the same within 5 % in the first and the last
-tenth of the time after the warm-up. One JSON object goes to standard output, progress to standard error; the exit code
-is 1 if anything did not hold.
+its deadline, what leaks is answered right all the same; no copy of a shadow fails; and the memory of agent,
+zygotes and workers (at rest, with the same number of versions loaded; see ``Look``) is the same within 5 % in the first
+and the last tenth of the time after the warm-up. One JSON object goes to standard output, progress to standard error;
+the exit code is 1 if anything did not hold.
 """
 
 from __future__ import annotations
@@ -155,6 +155,15 @@ class Crowd:
             thread.join()
 
 
+class Look(NamedTuple):
+    """Memory at one moment, MB. ``pss`` is all of it; but how much of a file's page counts there depends on how many
+    others have the file mapped, whoever they are, so what is judged is both of its parts by themselves."""
+
+    own: float  # PSS of what is no file's
+    files: float  # resident pages of files, in each process that has them
+    pss: float
+
+
 class Server:
     """The process with the plane, and orders to it."""
 
@@ -173,17 +182,18 @@ class Server:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
-    def memory(self) -> tuple[float, float]:
-        """(PSS, the part of it that is not files), MB, of agent, zygotes and workers."""
-        total = own = 0
+    def memory(self) -> Look:
+        """Of agent, zygotes and workers together, MB."""
+        found: Counter[str] = Counter()
         root = psutil.Process(self._process.pid)
         for one in (root, *root.children(recursive=True)):
-            for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
-                name, _, rest = line.partition(":")
-                if name in ("Pss", "Pss_Anon", "Pss_Shmem"):
-                    kb = int(rest.split()[0])
-                    total, own = (total + kb, own) if name == "Pss" else (total, own + kb)
-        return total / 1024, own / 1024
+            for file in ("smaps_rollup", "status"):
+                for line in Path(f"/proc/{one.pid}/{file}").read_text().splitlines():
+                    name, _, rest = line.partition(":")
+                    if rest.endswith("kB"):
+                        found[name] += int(rest.split()[0])
+        own = found["Pss_Anon"] + found["Pss_Shmem"]
+        return Look(*(round(kb / 1024, 2) for kb in (own, found["RssFile"], found["Pss"])))
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -294,26 +304,22 @@ class Memory:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.seen: list[tuple[float, float, float]] = []
+        self.seen: list[tuple[float, Look]] = []
 
     def verdict(self) -> dict[str, Any]:
-        """Medians of the first and the last tenth after the warm-up; ``change`` is the relative one."""
+        """Medians of the first and the last tenth after the warm-up, and by how much they differ."""
         start = self._seconds * WARM_UP
         tenth = (self._seconds - start) / 10
-        first = [row for row in self.seen if start <= row[0] < start + tenth]
-        last = [row for row in self.seen if row[0] >= self._seconds - tenth]
+        first = [look for when, look in self.seen if start <= when < start + tenth]
+        last = [look for when, look in self.seen if when >= self._seconds - tenth]
         if not first or not last:
             return {"flat": False, "why": "too short to judge memory: give it more seconds"}
-        pss, own = (tuple(statistics.median(row[at] for row in part) for part in (first, last)) for at in (1, 2))
-        change = pss[1] / pss[0] - 1
-        return {
-            "flat": abs(change) <= FLAT,
-            "first_mb": round(pss[0], 1),
-            "last_mb": round(pss[1], 1),
-            "change": round(change, 4),
-            "change_without_files": round(own[1] / own[0] - 1, 4),
-            "looks": [len(first), len(last)],
-        }
+        told: dict[str, Any] = {"flat": True, "looks": [len(first), len(last)]}
+        for name in Look._fields:
+            before, after = (statistics.median(getattr(look, name) for look in part) for part in (first, last))
+            told[name] = {"first_mb": before, "last_mb": after, "change": round(after / before - 1, 4)}
+            told["flat"] &= name == "pss" or abs(after / before - 1) <= FLAT
+        return told
 
 
 def soak(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
@@ -361,14 +367,14 @@ def disturb(director: Director, crowd: Crowd, server: Server, seconds: float) ->
     while (now := time.monotonic() - began) < seconds:
         director.disturb()
         time.sleep(GAP_S / 2)
-        memory.seen.append((time.monotonic() - began, *server.memory()))
+        memory.seen.append((time.monotonic() - began, server.memory()))
         time.sleep(GAP_S / 2)
         if now - told >= often:
-            told = now
+            told, look = now, memory.seen[-1][1]
             failed = len(crowd.failures) + len(director.failures)
             counts = ", ".join(f"{count} {name}" for name, count in sorted(director.done.items()))
             line = f"  {now:5.0f} s: {crowd.asked.total()} requests, {failed} failed; {counts}"
-            print(f"{line}; {memory.seen[-1][1]:.1f} MB", file=sys.stderr, flush=True)
+            print(f"{line}; {look.own:.1f} MB own, {look.pss:.1f} PSS", file=sys.stderr, flush=True)
     return memory
 
 
