@@ -43,6 +43,11 @@ def echo(folder: Path) -> Module:
     return Module(folder, manifest(ECHO, memory_mb=200))
 
 
+class Client(triton.InferenceServerClient):  # type: ignore[misc]
+    def __del__(self) -> None:
+        """The fixture closes it: the collector may run in the plane's thread, where gevent must not be used."""
+
+
 @pytest.fixture(scope="module")
 def plane(shared: Running, tmp_path_factory: pytest.TempPathFactory) -> Running:
     folder = tmp_path_factory.mktemp("modules")
@@ -53,7 +58,7 @@ def plane(shared: Running, tmp_path_factory: pytest.TempPathFactory) -> Running:
 
 @pytest.fixture(scope="module")
 def client(plane: Running) -> Iterator[triton.InferenceServerClient]:
-    made = triton.InferenceServerClient(f"127.0.0.1:{plane.plane.port}", concurrency=4)
+    made = Client(f"127.0.0.1:{plane.plane.port}", concurrency=4)
     yield made
     made.close()
 

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.mosquitto
 X = np.array([[1, 2]], dtype="f4")
 
 
+class Client(triton.InferenceServerClient):  # type: ignore[misc]
+    def __del__(self) -> None:
+        """The fixture closes it: the collector may run in the plane's thread, where gevent must not be used."""
+
+
 @pytest.fixture
 def device(hub: FakeHub, daemon: Callable[..., Daemon], tmp_path: Path) -> Daemon:
     """Version 2 serves; version 1, the one before, is held and not loaded."""
@@ -33,7 +38,7 @@ def device(hub: FakeHub, daemon: Callable[..., Daemon], tmp_path: Path) -> Daemo
 
 @pytest.fixture
 def client(device: Daemon) -> Iterator[triton.InferenceServerClient]:
-    made = triton.InferenceServerClient(device.status()["scoring"].removeprefix("http://"))
+    made = Client(device.status()["scoring"].removeprefix("http://"))
     wait_until(lambda: "UNAVAILABLE" in states(made).values(), seconds=20)
     yield made
     made.close()

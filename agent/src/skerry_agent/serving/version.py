@@ -41,8 +41,7 @@ EXIT_NO_MEMORY: Final = 77  # as serving.worker says; importing that here would 
 _CONTROL: Final = 1 << 63
 """Numbers of orders start here, so that they never meet those of requests."""
 _SUSPENDED: Final = "suspended"
-_MARKS: Final = 64
-"""Quarantined bodies that are remembered."""
+_MARKS: Final = 64  # quarantined bodies that are remembered
 
 
 class Version:
