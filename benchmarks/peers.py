@@ -290,7 +290,7 @@ def measure(key: str, model: _models.Model, homes: dict[str, Path], folder: Path
         times: dict[str, list[float]] = {server.name: [] for server in up}
         rates: dict[str, list[float]] = {server.name: [] for server in up}
         for server in up:
-            rate(server, 0.3)
+            settle(server)
         for turn in range(turns):
             for server in up if turn % 2 else reversed(up):
                 times[server.name] += one_by_one(server, block)
@@ -304,6 +304,19 @@ def measure(key: str, model: _models.Model, homes: dict[str, Path], folder: Path
             }
             for server in up
         }
+
+
+def settle(server: Server) -> None:
+    """Until it takes many clients at once: some close connections while their workers still start."""
+    for attempt in range(5):
+        try:
+            rate(server, 0.3)
+        except ConnectionError:
+            if attempt == 4:
+                raise SystemExit(f"cannot measure: {server.name} closes its connections") from None
+            time.sleep(2)
+        else:
+            return
 
 
 def one_by_one(server: Server, count: int) -> list[float]:

@@ -39,7 +39,7 @@ def device(hub: FakeHub, daemon: Callable[..., Daemon], tmp_path: Path) -> Daemo
 @pytest.fixture
 def client(device: Daemon) -> Iterator[triton.InferenceServerClient]:
     made = Client(device.status()["scoring"].removeprefix("http://"))
-    wait_until(lambda: "UNAVAILABLE" in states(made).values(), seconds=20)
+    wait_until(lambda: "UNAVAILABLE" in states(made).values(), seconds=60)
     yield made
     made.close()
 
@@ -85,7 +85,8 @@ def test_a_version_changed_on_the_disk_is_refused(device: Daemon, client: triton
 def test_what_the_hub_takes_away_is_unloaded_for_clients_too(
     hub: FakeHub, client: triton.InferenceServerClient
 ) -> None:
-    client._post("v2/repository/models/double/versions/1/load", "{}", None, None)
+    answer = client._post("v2/repository/models/double/versions/1/load", "{}", None, None)
+    assert answer.status_code == 200, answer.read()
     assert states(client) == {"1": "READY", "2": "READY"}
     hub.desire()
-    wait_until(lambda: not states(client), seconds=30)
+    wait_until(lambda: not states(client), seconds=60)
