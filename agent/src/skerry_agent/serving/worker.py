@@ -28,6 +28,7 @@ from skerry_agent import engines, golden
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, oip, orders
+from skerry_agent.serving.aside import Aside
 from skerry_agent.serving.codec import Answer, Codec, Request
 from skerry_agent.serving.endpoint import SHADOW_HEAD
 from skerry_agent.serving.frames import Frame, Kind
@@ -52,6 +53,7 @@ class Worker:
         self._model: LoadedModel | None = None
         self._steps: Callable[[], dict[str, Distribution]] | None = None  # of a pipeline
         self._batch_rows = 1
+        self._aside: Aside | None = None  # none before the first copy: most versions are never in shadow
         self._report_s = 1.0
         self._reported = time.monotonic()
 
@@ -77,6 +79,8 @@ class Worker:
         """What one receive brought: requests that came together are scored together where that is proven."""
         waiting: list[Frame] = []
         for frame in found:
+            if self._aside is not None and frame.kind == Kind.INFER:
+                self._aside.answers()
             if frame.kind == Kind.INFER and self._batch_rows > 1 and not frame.flags & frames.ALONE:
                 waiting.append(frame)
                 continue
@@ -124,6 +128,9 @@ class Worker:
         """Score a copy of a request, and tell how the outputs compare with the answer that the client was given."""
         from skerry_agent.serving import compare
 
+        if self._aside is None:
+            self._aside = Aside()
+        self._aside.shadows()
         size, json = SHADOW_HEAD.unpack_from(frame.body)
         end = SHADOW_HEAD.size + size
         try:
