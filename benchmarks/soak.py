@@ -183,7 +183,15 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
     def memory(self) -> Look:
-        """Of agent, zygotes and workers together, MB."""
+        """Of agent, zygotes and workers together. Looks again where one of them ended meanwhile."""
+        for _ in range(20):
+            try:
+                return self._look()
+            except (OSError, psutil.NoSuchProcess):
+                time.sleep(0.1)
+        return self._look()
+
+    def _look(self) -> Look:
         found: Counter[str] = Counter()
         root = psutil.Process(self._process.pid)
         for one in (root, *root.children(recursive=True)):
