@@ -74,9 +74,7 @@ def line(session: Session, row: Endpoint, now: int) -> Line:
     }
     ready = monitoring.ready(session, row.name)
     parts = [
-        Part(
-            route, role, ready.get((route.module, route.version), 0), traffic.get((route.module, route.version, role))
-        )
+        Part(route, role, ready.get((route.module, route.version), 0), traffic.get((route.module, route.version, role)))
         for role, text in (("live", row.split), ("shadow", row.shadow), ("before", row.before))
         for route in endpoints.routes_of(text)
     ]
