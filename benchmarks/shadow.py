@@ -44,6 +44,8 @@ CASES = (
     Case("shadow.paced", "tiny", 0.004, 100, 30, 1.1),
     Case("shadow.busy", "tiny", 0.0, 300, 60, None),
 )
+SCORED = 0.8
+"""Share of the copies that must be scored, else there is nothing to feel; on cores that are short they are dropped."""
 SETTLE_S = 0.03
 """Between two blocks: the last copies of one must not be scored during the next."""
 SIZES = [64, 384, 384, 256, 256, 128, 128, 64, 64, 10]
@@ -104,7 +106,6 @@ def figure(case: Case, found: dict[str, list[tuple[float, float]]], counts: dict
     told = f"{counts['rows']} of {asked} copies scored, {counts['dropped']} dropped, {counts['failed']} failed"
     print(f"  {case.name}: {told}; p50 {middle['alone']} us alone, {middle['shadowed']} us shadowed", file=sys.stderr)
     assert counts["failed"] == 0, counts
-    assert counts["rows"] >= 0.8 * asked, f"too few copies were scored, this would measure nothing: {told}"
     alone, shadowed = ([p95 for _, p95 in found[key]] for key in ("alone", "shadowed"))
     ratio = statistics.median(one / other for one, other in zip(shadowed, alone, strict=True))
     return {
@@ -114,7 +115,7 @@ def figure(case: Case, found: dict[str, list[tuple[float, float]]], counts: dict
         "limit": round(statistics.median(alone) * 1e6),
         "ratio": round(ratio, 3),
         "bar": case.bar,
-        "ok": case.bar is None or ratio <= case.bar,
+        "ok": case.bar is None or (ratio <= case.bar and counts["rows"] >= SCORED * asked),
     }
 
 
