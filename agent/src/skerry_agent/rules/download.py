@@ -34,7 +34,7 @@ _EPSILON_S: Final = 1e-6  # adding up seconds leaves a rest; without this a dead
 class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds are monotonic."""
 
-    want_jitter_s: float = 0.2  # the first want is put off by up to this, so that a fleet does not ask at once
+    want_jitter_s: float = 0.05  # the first want is put off by up to this, so that a fleet does not ask at once
     quiet_s: float = 3.0  # silence before chunks are asked for again
     quiet_max_s: float = 60.0  # the silence doubles each time without progress, up to this
     report_chunks: int = 32  # a want goes out each time so many chunks have come
