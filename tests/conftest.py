@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 from support import processes
 from support.requirements import need
+
+# pynq and pip reach for distutils. Whoever imports the standard library's first keeps setuptools from taking its
+# place later, and tests run in random order: so setuptools comes first, always.
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 _numbers = itertools.count(1)
 
