@@ -15,7 +15,7 @@ from support.requirements import need
 
 # pynq and pip reach for distutils. Whoever imports the standard library's first keeps setuptools from taking its
 # place later, and tests run in random order: so setuptools comes first, always.
-with contextlib.suppress(ImportError):
+with contextlib.suppress(ImportError, AssertionError):
     import setuptools  # noqa: F401
 
 _numbers = itertools.count(1)
