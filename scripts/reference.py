@@ -25,6 +25,7 @@ GROUPS = {
     "auth": "Who may do what",
     "scoring": "Scoring requests",
     "convert": "Conversions",
+    "batch": "Batch jobs",
     "package": "Packages",
     "trust": "Signatures and keys",
     "message": "Messages over MQTT",

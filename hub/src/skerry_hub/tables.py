@@ -367,6 +367,76 @@ class ModuleProfileRow(SQLModel, table=True):
     at: int = Field(sa_type=BigInteger)
 
 
+class BatchRow(SQLModel, table=True):
+    """A batch job; ``state`` is one of ``rules.batch.JobState``, JSON texts are lists."""
+
+    __tablename__ = "batch"
+    id: int | None = Field(default=None, primary_key=True)
+    module: str = Field(index=True)
+    version: int
+    endpoint: str = ""  # by which the module was named; empty: by its own name
+    target: str  # ``hub``, or a tag query
+    source: str  # ``upload`` or ``device``
+    input: str  # its name for people: the file's, or the path on the devices
+    upload: str = ""  # object: the list of uploaded files; empty once the parts are made
+    columns: str = "[]"
+    keep: str = "[]"
+    devices: str = "[]"
+    rows: int  # of one request at most
+    part_rows: int
+    unit: str = ""  # ``rows`` or ``files``; empty: not known yet
+    units: int = Field(default=0, sa_type=BigInteger)
+    state: str = Field(index=True)
+    progress: float = 0.0
+    scored: int = Field(default=0, sa_type=BigInteger)  # rows
+    errors: int = Field(default=0, sa_type=BigInteger)  # rows
+    code: str = ""
+    message: str = ""
+    result: str = ""  # key in the object store; empty: not merged
+    result_size: int = Field(default=0, sa_type=BigInteger)
+    errors_file: str = ""  # key; empty: no row errors
+    errors_size: int = Field(default=0, sa_type=BigInteger)
+    created_by: str
+    reason: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+    started_at: int = Field(default=0, sa_type=BigInteger)
+    updated_at: int = Field(default=0, sa_type=BigInteger)
+    ended_at: int = Field(default=0, sa_type=BigInteger)
+    __table_args__ = (Index("batch_by_end", "ended_at"),)
+
+
+class BatchPart(SQLModel, table=True):
+    """One part of a batch job: what one device scores at once; ``state`` is one of ``rules.batch.PartState``."""
+
+    __tablename__ = "batch_part"
+    batch: int = Field(primary_key=True, foreign_key="batch.id")
+    number: int = Field(primary_key=True)
+    state: str
+    device: str = ""  # who has it, or had it last; ``hub``: the hub itself
+    only: str = ""  # the one device that can score it; empty: any of the target
+    given: str = "[]"  # devices that it was ever given to: their results are taken
+    refused: str = "[]"  # devices that it failed on
+    attempts: int = 0
+    failures: int = 0
+    command: str = ""  # id of the command that it was given by
+    input: str = ""  # object
+    input_size: int = Field(default=0, sa_type=BigInteger)
+    kept: str = ""  # object: Parquet of the columns that go beside the scores
+    first: int = Field(default=0, sa_type=BigInteger)  # number of its first row
+    units: int = Field(default=0, sa_type=BigInteger)
+    progress: float = 0.0
+    scored: int = Field(default=0, sa_type=BigInteger)
+    errors: int = Field(default=0, sa_type=BigInteger)
+    result: str = ""  # object
+    result_size: int = Field(default=0, sa_type=BigInteger)
+    code: str = ""
+    message: str = ""
+    retry_at: int = Field(default=0, sa_type=BigInteger)
+    given_at: int = Field(default=0, sa_type=BigInteger)
+    ended_at: int = Field(default=0, sa_type=BigInteger)
+    __table_args__ = (Index("batch_part_by_state", "batch", "state"), Index("batch_part_by_command", "command"))
+
+
 class PublisherKey(SQLModel, table=True):
     """A public key whose signatures the hub accepts and devices are told to trust."""
 
@@ -390,6 +460,8 @@ class HubLease(SQLModel, table=True):
 __all__ = [
     "Assignment",
     "Audit",
+    "BatchPart",
+    "BatchRow",
     "CommandRow",
     "DesiredDocument",
     "Device",

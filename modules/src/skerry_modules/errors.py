@@ -20,6 +20,7 @@ CODES: dict[str, str] = {
     "manifest.unreadable": "The manifest is missing or is not TOML.",
     "manifest.invalid": "A field of the manifest is unknown, missing or of the wrong type.",
     "manifest.model_mismatch": "The model's inputs or outputs differ from what the manifest declares.",
+    "manifest.golden_mismatch": "The golden file cannot be read, or its arrays are not what the manifest declares.",
     "module.unknown": "No such module, or no such version of it.",
     "module.in_use": "The version is desired, current or last-good on a device and cannot be deleted.",
     "module.exists": "The same content is registered already.",
@@ -37,6 +38,7 @@ CODES: dict[str, str] = {
     "rollout.unknown": "No such rollout.",
     "rollout.empty_target": "The target query matches no device.",
     "endpoint.unknown": "No endpoint with this name.",
+    "endpoint.changed": "The endpoint was changed, or made, by someone else meanwhile.",
     "endpoint.invalid": "The endpoint's name, split or shadows are not possible.",
     "rollout.conflict": "Another rollout runs for the same module on some of the same devices.",
     "rollout.invalid": "The rollout plan is not possible (waves, threshold or soak).",
@@ -65,6 +67,15 @@ CODES: dict[str, str] = {
     "convert.broken_original": "The module to convert fails its own golden test.",
     "convert.samples": "The samples to calibrate or to judge with are missing or do not fit the model.",
     "convert.gate_failed": "The converted model differs too much from its original; nothing was written.",
+    "batch.unknown": "No such batch job.",
+    "batch.empty_target": "The target of a batch job matches no device.",
+    "batch.not_held": "A device of the target does not serve the version that the job should be scored by.",
+    "batch.input": "The input of a batch job is missing, empty, changed, or of a kind that cannot be scored.",
+    "batch.not_allowed": "The device's settings do not let the hub have this path scored.",
+    "batch.wrong_state": "The batch job is not in a state that allows this.",
+    "batch.cancelled": "The batch job was cancelled.",
+    "batch.lost": "A part of a batch job was given out too often without an answer.",
+    "batch.failed": "The process that scores a part of a batch job ended without saying why.",
     # -- the peer's message or package
     "package.unreadable": "The package is not a Skerry package.",
     "package.unsafe_path": "A path in the package leaves its folder, or is not plain.",
@@ -91,6 +102,7 @@ CODES: dict[str, str] = {
     "resource.database_in_use": "Another hub holds this database.",
     "resource.database_unreachable": "The database cannot be reached.",
     "resource.port_in_use": "The address to listen on is taken.",
+    "resource.too_many_streams": "The hub keeps as many live connections open as it may.",
     "resource.missing_dependency": "A package that this feature needs is not installed.",
     "resource.spool_damaged": "The spool's database was damaged and begun anew.",
     "resource.state_damaged": "The newest saved state was damaged; the one before it is used.",
@@ -168,6 +180,9 @@ class SkerryError(Exception):
         self.code = code
         self.message = message
         self.data = data
+
+    def __str__(self) -> str:
+        return self.message  # which may have been told anew on its way up
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.code, self.message, self.data)

@@ -266,6 +266,23 @@ class Want(_Map, frozen=True, kw_only=True, omit_defaults=False):
     bitmap: bytes = b""
 
 
+class Piece(_Map, frozen=True, kw_only=True, omit_defaults=False):
+    """One chunk of a batch part's result, which the hub answers with :class:`Taken`.
+
+    ``digest`` and ``size`` are the whole result's; ``number`` counts its chunks as ``skerry_modules.chunks`` cuts them,
+    and ``data`` is framed as there. ``number`` −1 (no data) asks what the hub lacks. The result stands on the device's
+    disk until the hub has all of it, so it needs no spool: what is not answered is sent again.
+    """
+
+    v: int = FORMAT
+    job: int
+    part: int
+    digest: str
+    size: int
+    number: int
+    data: bytes = b""
+
+
 class Presence(_Map, frozen=True, kw_only=True, omit_defaults=False):
     """Retained; the last will carries ``online`` false with the boot that it was set for."""
 
@@ -366,6 +383,20 @@ class Command(_Map, frozen=True, kw_only=True, omit_defaults=False):
     deadline_s: float = 60.0
 
 
+class Taken(_Map, frozen=True, kw_only=True, omit_defaults=False):
+    """What the hub still lacks of a batch part's result: a bitmap of its chunks, said after they were stored.
+
+    ``over``: nothing more of it is needed: all of it is kept, or another device was faster, or the job has ended.
+    """
+
+    v: int = FORMAT
+    job: int
+    part: int
+    digest: str
+    bitmap: bytes = b""
+    over: bool = False
+
+
 BODIES: Final[dict[str, type[Any]]] = {
     "state": State,
     "telemetry": Telemetry,
@@ -379,6 +410,8 @@ BODIES: Final[dict[str, type[Any]]] = {
 PLAIN: Final[dict[str, type[Any]]] = {
     "hello": Hello,
     "want": Want,
+    "piece": Piece,
+    "taken": Taken,
     "desired": Signed,
     "ack": Ack,
     "command": Command,
@@ -404,6 +437,8 @@ MAX_BYTES: Final[dict[str, int]] = {
     "event": 64 * 1024,
     "result": 256 * 1024,
     "want": 1024 * 1024,
+    "piece": 128 * 1024,
+    "taken": 1024 * 1024,
     "desired": 1024 * 1024,
     "ack": 4 * 1024,
     "command": 64 * 1024,

@@ -5,21 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import msgspec
-
 from skerry_modules.arrays import Array
+from skerry_modules.batches import RowError
 from skerry_modules.errors import InputError
 from skerry_modules.oip import Metadata
 from skerry_modules.tensors import TensorSpec
-
-
-class RowError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why one row has no score. ``row`` counts from 0 within its file; −1: the file itself could not be read."""
-
-    row: int
-    code: str
-    reason: str
-    file: str = ""
 
 
 class Block(NamedTuple):
@@ -75,3 +65,6 @@ class Model:
         """Values of one row of an input or output; 0: it varies."""
         inner = spec.shape[1:]
         return 0 if -1 in inner else math.prod(inner)
+
+
+__all__ = ["Block", "Model", "Part", "RowError", "Segment"]
