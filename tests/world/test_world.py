@@ -68,7 +68,7 @@ def test_bad_links_alone_never_fail_a_good_version() -> None:
 def test_an_agent_that_does_not_ask_again_after_a_reconnect_fails_good_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Fetcher, "connected", lambda self, now: setattr(self, "_connected", True) or [])
+    monkeypatch.setattr(Fetcher, "connected", lambda self, now: self._reception.up(now) or [])
     worlds = [World(seed, faults=BAD_LINKS, endpoints=False) for seed in range(40)]
     assert any(world.run().violation or failed_good_rollouts(world) for world in worlds)
 

@@ -5,6 +5,9 @@ again with progress (the hub paces itself by it) and after silence, and has the 
 and asks again: nothing rests on the broker's memory. Bytes that were stored once are never asked for again, unless
 the whole turns out damaged: then the object is dropped and asked for again a limited number of times.
 
+Silence is the device's: all its downloads share one :class:`~skerry_agent.rules.reception.Reception`. A chunk of any
+object says that the link and the hub work, and that what this one waits for may stand in line behind it.
+
 What it does not handle: which objects are needed (:mod:`brain`), the disk (the driver), the hub's pacing.
 """
 
@@ -12,7 +15,6 @@ from __future__ import annotations
 
 import random
 from enum import StrEnum
-from typing import Final
 
 import msgspec
 
@@ -25,20 +27,20 @@ from skerry_agent.rules.effects import (
     Subscribe,
     Unsubscribe,
 )
+from skerry_agent.rules.reception import EPSILON_S, Reception
 from skerry_modules import chunks
 from skerry_modules.errors import PeerError
 
-_EPSILON_S: Final = 1e-6  # adding up seconds leaves a rest; without this a deadline could come again and again
-
 
 class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds are monotonic."""
+    """Seconds are monotonic, and those of silence are the device's: a chunk of any of its objects ends it."""
 
     want_jitter_s: float = 0.05  # the first want is put off by up to this, so that a fleet does not ask at once
-    quiet_s: float = 3.0  # silence before chunks are asked for again
+    quiet_s: float = 3.0  # silence before chunks are asked for again; longer where chunks are seen to come more slowly
     quiet_max_s: float = 60.0  # the silence doubles each time without progress, up to this
     report_chunks: int = 32  # a want goes out each time so many chunks have come
-    stall_s: float = 900.0  # this long connected without one new chunk: give up
+    report_s: float = 15.0  # a want goes out with the next chunk after so long: the hub forgets who says nothing
+    stall_s: float = 900.0  # this long connected without one new chunk of any object: give up
     damaged_tries: int = 3  # how often a damaged whole is asked for again
     answer_s: float = 120.0  # the disk must answer within this
 
@@ -52,10 +54,21 @@ class Phase(StrEnum):
 
 
 class Download:
-    """One object of ``size`` bytes named ``digest``. ``phase`` tells how it stands; ``reason`` is (code, message)."""
+    """One object of ``size`` bytes named ``digest``. ``phase`` tells how it stands; ``reason`` is (code, message).
+
+    Times that end in ``_clock`` are read on the reception's clock, which runs only while the device is connected: it
+    may be offline for as long as it likes.
+    """
 
     def __init__(
-        self, digest: str, size: int, settings: DownloadSettings, rng: random.Random, *, connected: bool, now: float
+        self,
+        digest: str,
+        size: int,
+        settings: DownloadSettings,
+        rng: random.Random,
+        *,
+        reception: Reception,
+        now: float,
     ) -> None:
         self.digest = digest
         self.size = size
@@ -65,15 +78,17 @@ class Download:
         self.flipped = 0  # chunks that came damaged
         self._settings = settings
         self._rng = rng
-        self._connected = connected
+        self._reception = reception
         self._have: set[int] = set()
-        self._since_want = 0
         self._damaged = 0
-        self._quiet = settings.quiet_s
-        self._next_want: float | None = None
-        self._stall_left = settings.stall_s
-        self._clock_at = now
         self._answer_by: float | None = now + settings.answer_s
+        self._began_clock = 0.0  # the fetching
+        self._first_clock: float | None = None  # when the first want after a subscription is due
+        self._open_clock = 0.0  # the newest subscription: from then on chunks may come
+        self._asked_clock = 0.0  # the last want, or the subscription before the first
+        self._silent_asks = 0  # wants that brought nothing
+        self._jitter = 1.0
+        self._chunks_at_want = 0  # what the device had received
 
     @property
     def ended(self) -> bool:
@@ -88,8 +103,9 @@ class Download:
         """When :meth:`tick` wants to be called."""
         if self.ended:
             return None
-        stall = self._clock_at + self._stall_left if self._connected and self.phase is Phase.FETCHING else None
-        return min((t for t in (self._next_want, stall, self._answer_by) if t is not None), default=None)
+        if self._answer_by is not None or not self._listens:
+            return self._answer_by
+        return self._reception.when(min(self._want_clock, self._stall_clock))
 
     # -- events
 
@@ -104,20 +120,10 @@ class Download:
         self._answer_by = None
         if len(self._have) == self.total:
             return self._check(now)
-        self.phase = Phase.FETCHING
-        self._clock_at = now
-        return self._ask_anew(now) if self._connected else []
+        return self._fetch(now)
 
     def connected(self, now: float) -> list[Effect]:
-        self._run_clock(now)
-        self._connected = True
         return self._ask_anew(now) if self.phase is Phase.FETCHING else []
-
-    def disconnected(self, now: float) -> list[Effect]:
-        self._run_clock(now)
-        self._connected = False
-        self._next_want = None
-        return []
 
     def chunk(self, part: int, payload: bytes, now: float) -> list[Effect]:
         """A chunk came: checked here, so that a flipped bit costs one chunk and not the object."""
@@ -132,18 +138,24 @@ class Download:
             self.flipped += 1
             return []
         self._have.add(part)
-        self._progressed(now)
+        self._reception.heard(now, self._open_clock)
         effects: list[Effect] = [StoreChunk(self.digest, part, self.size, bytes(data))]
         if len(self._have) == self.total:
             return effects + self._check(now)
-        if self._since_want >= self._settings.report_chunks:
-            effects.append(self._want(now))
-        return effects
+        return effects + self.report(now)
+
+    def report(self, now: float) -> list[Effect]:
+        """A chunk came, of this object or of another: tell the hub now and then what is still missing."""
+        if not self._listens or self._first_clock is not None:
+            return []
+        settings, reception = self._settings, self._reception
+        due = reception.chunks - self._chunks_at_want >= settings.report_chunks
+        return [self._want(now)] if due or reception.clock(now) - self._asked_clock >= settings.report_s else []
 
     def checked(self) -> list[Effect]:
         """The whole is stored and its digest holds."""
         self.phase = Phase.DONE
-        self._next_want = self._answer_by = None
+        self._answer_by = None
         return [Unsubscribe(self.digest), SendWant(self.digest, self.size, b"")]
 
     def failed(self, effect: str, code: str, message: str, now: float) -> list[Effect]:
@@ -153,10 +165,8 @@ class Download:
         if effect == "CompleteObject" and code == "package.digest_mismatch":
             self._damaged += 1
             if self._damaged < self._settings.damaged_tries:
-                self.phase = Phase.FETCHING
                 self._have.clear()
-                self._clock_at, self._answer_by = now, None
-                return self._ask_anew(now) if self._connected else []
+                return self._fetch(now)
         return self._give_up(code, message)
 
     def tick(self, now: float) -> list[Effect]:
@@ -164,56 +174,77 @@ class Download:
             return []
         if self._answer_by is not None and now >= self._answer_by:
             return self._give_up("install.download_timeout", "cannot go on: the disk did not answer in time")
-        self._run_clock(now)
-        if self._connected and self.phase is Phase.FETCHING:
-            if self._stall_left <= _EPSILON_S:
-                return self._give_up(
-                    "install.download_timeout",
-                    f"cannot fetch the object {self.digest[:12]}: nothing came for {self._settings.stall_s:.0f} s; "
-                    "check the link and whether the hub still has it",
-                )
-            if self._next_want is not None and now >= self._next_want:
-                self._quiet = min(self._quiet * 2, self._settings.quiet_max_s)
-                return [self._want(now)]
-        return []
+        if not self._listens:
+            return []
+        clock = self._reception.clock(now) + EPSILON_S
+        if clock >= self._stall_clock:
+            return self._give_up(
+                "install.download_timeout",
+                f"cannot fetch the object {self.digest[:12]}: nothing came for {self._settings.stall_s:.0f} s; "
+                "check the link and whether the hub still has it",
+            )
+        if clock < self._want_clock:
+            return []
+        if self._first_clock is None:
+            self._silent_asks = self._asks_in_silence + 1
+        return [self._want(now)]
 
     def postpone(self, seconds: float) -> None:
         """Nothing that was asked for could begin for so long: it does not count."""
-        self._clock_at += seconds
         if self._answer_by is not None:
             self._answer_by += seconds
 
     def stop(self) -> list[Effect]:
         """Nobody needs it any more; what is stored stays for the driver to keep or remove."""
         was, self.phase = self.phase, Phase.FAILED
-        self._next_want = self._answer_by = None
+        self._answer_by = None
         return [Unsubscribe(self.digest)] if was in (Phase.FETCHING, Phase.CHECKING) else []
 
     # -- parts
 
+    @property
+    def _listens(self) -> bool:
+        return self._reception.connected and self.phase is Phase.FETCHING
+
+    @property
+    def _asks_in_silence(self) -> int:
+        return 0 if self._reception.heard_clock > self._asked_clock else self._silent_asks
+
+    @property
+    def _want_clock(self) -> float:
+        """When chunks are asked for again, if the device hears nothing until then."""
+        if self._first_clock is not None:
+            return self._first_clock
+        patience = self._reception.patience(self._settings.quiet_s) * 2.0 ** min(self._asks_in_silence, 30)
+        quiet = min(patience, self._settings.quiet_max_s) * self._jitter
+        return max(self._reception.heard_clock, self._asked_clock) + quiet
+
+    @property
+    def _stall_clock(self) -> float:
+        return max(self._reception.heard_clock, self._began_clock) + self._settings.stall_s
+
+    def _fetch(self, now: float) -> list[Effect]:
+        self.phase = Phase.FETCHING
+        self._answer_by = None
+        self._began_clock = self._reception.clock(now)
+        return self._ask_anew(now) if self._reception.connected else []
+
     def _ask_anew(self, now: float) -> list[Effect]:
-        self._quiet = self._settings.quiet_s
-        self._next_want = now + self._rng.uniform(0, self._settings.want_jitter_s)
-        # The first want is not silence: the quiet time is doubled when it goes, so start one step lower.
-        self._quiet /= 2
+        self._silent_asks = 0
+        self._open_clock = self._asked_clock = self._reception.clock(now)
+        self._first_clock = self._asked_clock + self._rng.uniform(0, self._settings.want_jitter_s)
         return [Subscribe(self.digest)]
 
     def _want(self, now: float) -> Effect:
-        self._since_want = 0
-        self._next_want = now + self._quiet * self._rng.uniform(0.8, 1.2)
+        self._first_clock = None
+        self._asked_clock = self._reception.clock(now)
+        self._chunks_at_want = self._reception.chunks
+        self._jitter = self._rng.uniform(0.8, 1.2)
         missing = (part for part in range(self.total) if part not in self._have)
         return SendWant(self.digest, self.size, chunks.encode_bitmap(missing, self.total))
 
-    def _progressed(self, now: float) -> None:
-        self._since_want += 1
-        self._quiet = self._settings.quiet_s
-        self._stall_left = self._settings.stall_s
-        self._clock_at = now
-        self._next_want = now + self._quiet * self._rng.uniform(0.8, 1.2)
-
     def _check(self, now: float) -> list[Effect]:
         self.phase = Phase.CHECKING
-        self._next_want = None
         self._answer_by = now + self._settings.answer_s
         return [CompleteObject(self.digest, self.size)]
 
@@ -221,9 +252,3 @@ class Download:
         effects = self.stop()
         self.reason = (code, message)
         return effects
-
-    def _run_clock(self, now: float) -> None:
-        """The stall clock runs only while connected and fetching: a device may be offline for as long as it likes."""
-        if self._connected and self.phase is Phase.FETCHING:
-            self._stall_left -= now - self._clock_at
-        self._clock_at = now

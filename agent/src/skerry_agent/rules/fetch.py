@@ -1,4 +1,8 @@
-"""All downloads of the device together: which objects are held, a few at a time on their way, the rest in line."""
+"""All downloads of the device together: which objects are held, a few at a time on their way, the rest in line.
+
+They share one link, so they share one clock of silence (:mod:`reception`). What a module's own versions need goes
+before what versions at the side need, which never take all places.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import msgspec
 
 from skerry_agent.rules.download import Download, DownloadSettings, Phase
 from skerry_agent.rules.effects import Effect
+from skerry_agent.rules.reception import Reception
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -29,20 +34,31 @@ class Fetcher:
     def __init__(self, settings: DownloadSettings, rng: random.Random, at_once: int = 4) -> None:
         self.held: set[str] = set()
         self.partial: set[str] = set()  # begun on the disk and not whole
-        self.bytes_stored = 0
         self._settings = settings
         self._rng = rng
         self._at_once = at_once
+        self._reception = Reception()
         self._active: dict[str, Download] = {}
         self._line: dict[str, int] = {}
+        self._aside: set[str] = set()  # of these all: wanted by versions at the side only
         self._ended: list[Ended] = []
-        self._connected = False
 
-    def want(self, objects: Iterable[tuple[str, int]], now: float) -> list[Effect]:
-        """Fetch what of these is neither held nor on its way."""
+    def want(self, objects: Iterable[tuple[str, int]], now: float, *, aside: bool = False) -> list[Effect]:
+        """Fetch what of these is neither held nor on its way. ``aside``: after what is wanted otherwise."""
         for digest, size in objects:
-            if digest not in self.held and digest not in self._active:
+            if digest in self.held:
+                continue
+            if not aside:
+                self._aside.discard(digest)
+            elif digest not in self._active and digest not in self._line:
+                self._aside.add(digest)
+            if digest not in self._active:
                 self._line.setdefault(digest, size)
+        return self._fill(now)
+
+    def prefer(self, digests: Iterable[str], now: float) -> list[Effect]:
+        """These are not wanted at the side only any more."""
+        self._aside.difference_update(digests)
         return self._fill(now)
 
     def keep_only(self, needed: set[str], now: float) -> list[Effect]:
@@ -52,6 +68,7 @@ class Fetcher:
             del self._line[digest]
         for digest in [digest for digest in self._active if digest not in needed]:
             effects += self._active.pop(digest).stop()
+        self._aside &= needed
         return effects + self._fill(now)
 
     def progress(self, digest: str) -> float:
@@ -73,16 +90,24 @@ class Fetcher:
     # -- events
 
     def connected(self, now: float) -> list[Effect]:
-        self._connected = True
+        self._reception.up(now)
         return [effect for download in self._active.values() for effect in download.connected(now)]
 
     def disconnected(self, now: float) -> list[Effect]:
-        self._connected = False
-        return [effect for download in self._active.values() for effect in download.disconnected(now)]
+        self._reception.down(now)
+        return []
 
     def chunk(self, digest: str, part: int, payload: bytes, now: float) -> list[Effect]:
         download = self._active.get(digest)
-        return download.chunk(part, payload, now) if download else []
+        if download is None:
+            return []
+        before = self._reception.chunks
+        effects = download.chunk(part, payload, now)
+        if self._reception.chunks != before and len(self._active) > 1:
+            for other in self._active.values():
+                if other is not download:
+                    effects += other.report(now)
+        return effects
 
     def done(self, effect: str, digest: str, parts: list[int], now: float) -> list[Effect]:
         """``ListParts`` or ``CompleteObject`` ended well."""
@@ -101,6 +126,7 @@ class Fetcher:
 
     def postpone(self, seconds: float) -> None:
         """Nothing that was asked for could begin for so long."""
+        self._reception.postpone(seconds)
         for download in self._active.values():
             download.postpone(seconds)
 
@@ -116,6 +142,7 @@ class Fetcher:
         if not download.ended:
             return effects
         del self._active[download.digest]
+        self._aside.discard(download.digest)
         self._ended.append(
             Ended(download.digest) if download.phase is Phase.DONE else Ended(download.digest, *download.reason)
         )
@@ -123,11 +150,21 @@ class Fetcher:
 
     def _fill(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        while self._line and len(self._active) < self._at_once:
-            digest = next(iter(self._line))
+        while (digest := self._next()) is not None:
             size = self._line.pop(digest)
-            download = Download(digest, size, self._settings, self._rng, connected=self._connected, now=now)
+            download = Download(digest, size, self._settings, self._rng, reception=self._reception, now=now)
             self._active[digest] = download
             self.partial.add(digest)
             effects += download.start()
         return effects
+
+    def _next(self) -> str | None:
+        """Who of the line begins now; None: nobody."""
+        if len(self._active) >= self._at_once:
+            return None
+        first = next((digest for digest in self._line if digest not in self._aside), None)
+        if first is not None:
+            return first
+        places = max(1, self._at_once - 1)
+        busy = sum(digest in self._aside for digest in self._active)
+        return next(iter(self._line), None) if busy < places else None

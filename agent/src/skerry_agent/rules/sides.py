@@ -25,6 +25,7 @@ class Sides(Steps):
         slot.records[wanted.digest] = record
         slot.candidate = wanted.digest
         record.adopt(wanted)
+        self.out += self.fetcher.prefer((record.digest, *(sha256 for sha256, _ in record.objects)), now)
         current = slot.record(slot.current)
         if record.step is Step.SERVE and live.loaded and (current is None or current.step in SETTLED):
             self._enter(slot, record, Step.SERVE if record.proven else Step.SOAK, now)

@@ -78,7 +78,7 @@ class Steps(Versions):
         if record.digest in self.fetcher.held:
             self._enter(slot, record, Step.VERIFY, now)
         elif self._let_go(slot, record, now):
-            self.out += self.fetcher.want([(record.digest, record.index_size)], now)
+            self.out += self.fetcher.want([(record.digest, record.index_size)], now, aside=slot.side)
 
     def _verify(self, slot: Slot, record: Record, live: Live, now: float) -> None:
         self._ask(live, fx.ReadIndex(record.digest), self._settings.lifecycle.verify_s, now)
@@ -144,7 +144,7 @@ class Steps(Versions):
         if not missing:
             self._enter(slot, record, Step.INSTALL, now)
         elif self._let_go(slot, record, now):
-            self.out += self.fetcher.want(missing, now)
+            self.out += self.fetcher.want(missing, now, aside=slot.side)
 
     def _let_go(self, slot: Slot, record: Record, now: float) -> bool:
         """The current version lacks something that only the network can bring: let the last-good one serve, and fetch
