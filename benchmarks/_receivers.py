@@ -22,6 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from skerry_agent.rules import effects
 from skerry_agent.rules.download import Download, DownloadSettings, Phase
+from skerry_agent.rules.reception import Reception
 from skerry_modules import chunks, messages, topics
 
 
@@ -36,10 +37,11 @@ class Receiver:
         self.total = 0
         self.digest = ""
         self.download: Download | None = None
+        self.reception = Reception()
         self.ready = False
         self.twice = 0
         self._rng = random.Random(name)
-        self._bytes = bytearray()
+        self._disk = bytearray()
         self._address, self._password = (host, port), password
         self.connect()
 
@@ -61,7 +63,14 @@ class Receiver:
         if self.download is not None:
             hello = messages.Hello(device=self.name, boot="b", epoch=b"bench", agent="bench", profile="generic-x86_64")
             self.client.publish(topics.up(self.name, "hello"), messages.encode(hello), 1)
+            self.reception.up(time.monotonic())
             self.perform(self.download.connected(time.monotonic()))
+
+    def make_disk(self, size: int) -> None:
+        """Have the memory that stands for the device's disk, with nothing of what came before on it."""
+        if len(self._disk) != size:
+            self._disk = bytearray(size)
+        self._disk[:] = bytes(size)
 
     def begin(self, digest: str, size: int, *, plain: bool) -> None:
         """Receive one object."""
@@ -72,8 +81,8 @@ class Receiver:
             self.client.subscribe(topics.chunks_of(digest), 1)
             return
         now = time.monotonic()
-        self._bytes = bytearray(size)
-        self.download = Download(digest, size, DownloadSettings(), self._rng, connected=True, now=now)
+        self.reception.up(now)
+        self.download = Download(digest, size, DownloadSettings(), self._rng, reception=self.reception, now=now)
         self.perform(self.download.start())
 
     def perform(self, wanted: list[effects.Effect]) -> None:
@@ -92,7 +101,7 @@ class Receiver:
                     self.client.publish(topics.up(self.name, "want"), messages.encode(want), 1)
                 case effects.StoreChunk():
                     start = one.part * chunks.CHUNK_BYTES
-                    self._bytes[start : start + len(one.data)] = one.data
+                    self._disk[start : start + len(one.data)] = one.data
                 case effects.CompleteObject():
                     self.done_at = now  # all bytes are here: what is measured ends here
                 case _:
@@ -103,8 +112,7 @@ class Receiver:
         if self.download is None:
             self.client.unsubscribe(topics.chunks_of(self.digest))
             return True
-        whole = hashlib.sha256(self._bytes).hexdigest() == self.digest
-        self._bytes = bytearray()
+        whole = hashlib.sha256(self._disk).hexdigest() == self.digest
         if self.download.phase is Phase.CHECKING and whole:
             self.perform(self.download.checked())
         self.download = None
@@ -123,7 +131,7 @@ class Receiver:
         sock.close()
         self.ready = False
         if self.download is not None:
-            self.download.disconnected(time.monotonic())
+            self.reception.down(time.monotonic())
         self.connect()
 
     def _message(self, message: mqtt.MQTTMessage) -> None:
@@ -195,6 +203,9 @@ def main() -> None:
 
 
 def _receive(crowd: Crowd, digest: str, size: int, *, plain: bool, cuts: int) -> None:
+    if not plain:
+        for one in crowd.receivers:
+            one.make_disk(size)  # a device has its disk before it is told of an object
     began = time.monotonic()
     for one in crowd.receivers:
         one.begin(digest, size, plain=plain)
