@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from support.requirements import need
 # place later, and tests run in random order: so setuptools comes first, always.
 with contextlib.suppress(ImportError, AssertionError):
     import setuptools  # noqa: F401
+
+# A runner that starts its jobs in the background leaves Ctrl-C ignored, and every child inherits that. What the tests
+# start is what a person starts in a terminal.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 
