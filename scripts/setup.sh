@@ -11,8 +11,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 if [ ! -x "$venv/bin/python" ]; then
     say "making a virtual environment in $venv"
-    if ! "$python" -m venv "$venv" 2>/dev/null; then
-        # Debian ships venv apart from Python.
+    if ! "$python" -m venv "$venv" >/dev/null 2>&1; then
+        # Debian ships venv apart from Python; what it says of that would stand in the demo's JSON.
         rm -rf "$venv"
         if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
             say "installing python3-venv"

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from skerry_agent import npz
 from skerry_agent.ports import Arrays, GoldenReport
+from skerry_modules import golden as files
+from skerry_modules import npz
 from skerry_modules.errors import InputError, PeerError, SkerryError
 from skerry_modules.manifest import Golden, Manifest
 from skerry_modules.tensors import DATATYPES
@@ -29,21 +30,17 @@ def load(path: Path, limits: npz.Limits = npz.LIMITS) -> tuple[Arrays, Arrays]:
         PeerError: ``install.golden_failed``: the file cannot be read, or its arrays differ in length.
     """
     try:
-        found = npz.read(path, limits)
+        inputs, expected = files.read(path, limits)
     except InputError as error:
         raise PeerError("install.golden_failed", f"cannot run the golden test: {error.message}") from error
-    inputs: Arrays = {}
-    expected: Arrays = {}
-    for name, tensor in found.items():
-        side, dot, key = name.partition(".")
-        if side not in ("input", "output") or not dot:
-            raise _broken(f"array {name!r} is neither input.<name> nor output.<name>")
-        array = np.frombuffer(tensor.data, DATATYPES[tensor.datatype]).reshape(tensor.shape)
-        (inputs if side == "input" else expected)[key] = array
-    lengths = {array.shape[:1] for array in (*inputs.values(), *expected.values())}
-    if not inputs or not expected or len(lengths) != 1 or lengths in ({()}, {(0,)}):
-        raise _broken("its arrays must all have the same number of cases, at least one, as leading dimension")
-    return inputs, expected
+    return _arrays(inputs), _arrays(expected)
+
+
+def _arrays(tensors: files.Tensors) -> Arrays:
+    return {
+        name: np.frombuffer(tensor.data, DATATYPES[tensor.datatype]).reshape(tensor.shape)
+        for name, tensor in tensors.items()
+    }
 
 
 def _broken(problem: str) -> PeerError:

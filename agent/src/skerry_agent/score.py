@@ -10,9 +10,10 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from skerry_agent import control, npz
+from skerry_agent import control
 from skerry_agent.settings import Settings
 from skerry_agent.sources.values import flat_values, from_csv, from_json, named
+from skerry_modules import npz
 from skerry_modules.errors import InputError, PeerError, ResourceError
 from skerry_modules.messages import Tensor
 from skerry_modules.tensors import TensorSpec

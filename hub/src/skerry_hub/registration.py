@@ -70,7 +70,7 @@ def register(
         signer = package.verify_index(reader.index_bytes, reader.signatures, trusted)
         for item in reader.objects():
             objects.put_stream(item, expected=item.sha256)
-        facts = msgspec.structs.replace(_check_model(objects, reader.index), environment=reader.index.facts.environment)
+        facts = _check_model(objects, reader.index)
         objects.put_stream(reader.index_bytes, expected=reader.digest)
     version = _row(reader, facts, signer.keyid, provenance, now)
     with database.session() as session:
@@ -129,10 +129,25 @@ def _check_model(objects: ObjectStore, index: Index) -> ModelFacts:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(objects.path(objects_by_path[path]).absolute())
         try:
-            return model_files.check(Path(folder), manifest, {file.path: file.size for file in index.files})
+            read = model_files.check(Path(folder), manifest, {file.path: file.size for file in index.files})
         except SkerryError as error:
             error.message = error.message.replace("cannot pack", "cannot register", 1)
             raise
+    facts = msgspec.structs.replace(read, environment=index.facts.environment)
+    if facts != index.facts:  # hub and devices decide by them where the module can run
+        wrong = next(field for field in facts.__struct_fields__ if getattr(facts, field) != getattr(index.facts, field))
+        raise InputError(
+            "manifest.model_mismatch",
+            f"cannot register {manifest.name}: its index says {wrong} {_brief(getattr(index.facts, wrong))}, its model "
+            f"says {_brief(getattr(facts, wrong))}; pack it with this version of `skerry modules pack`",
+            field=wrong,
+        )
+    return facts
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _row(reader: PackageReader, facts: ModelFacts, signer: str, provenance: Provenance, now: int) -> ModelVersion:

@@ -120,10 +120,11 @@ def build_index(folder: Path, manifest: Manifest, bundle: Bundle | None = None) 
 
     Raises:
         InputError: ``environment.not_locked`` where the manifest names packages and there is no ``bundle``.
-        InputError: ``manifest.invalid`` for a declared file that is missing, ``manifest.model_mismatch``.
+        InputError: ``manifest.invalid`` for a declared file that is missing, ``manifest.model_mismatch``,
+            ``manifest.golden_mismatch``.
         PeerError: ``package.unsafe_entry`` for a link or device in the folder, ``package.unsafe_path``.
     """
-    from skerry_modules import model_files  # XML and ONNX readers: devices read indexes but build none
+    from skerry_modules import golden, model_files  # readers of model files: devices read indexes but build none
 
     if manifest.environment.given and bundle is None:
         raise InputError(
@@ -146,6 +147,8 @@ def build_index(folder: Path, manifest: Manifest, bundle: Bundle | None = None) 
             sources[wheel.sha256] = bundle.sources[wheel.sha256]
         entries.sort(key=lambda entry: entry.path)
     facts = model_files.check(folder, manifest, {entry.path: entry.size for entry in entries})
+    if manifest.golden:
+        golden.check(manifest, folder / manifest.golden.file)
     return Index(FORMAT, manifest, msgspec.structs.replace(facts, environment=lock), tuple(entries)), sources
 
 

@@ -113,22 +113,28 @@ def check(folder: Path, manifest: Manifest, files: Mapping[str, int]) -> ModelFa
 
 
 def _check_one(folder: Path, manifest: Manifest, files: Mapping[str, int]) -> pipeline.Facts:
+    if manifest.engine == "pynq":
+        _want_beside(manifest.model, Path(manifest.model).with_suffix(".hwh").name, files, "is described by")
     signature = read(folder / manifest.model) if manifest.engine in ("onnx", "openvino") else None
     if signature is None:
         return pipeline.Facts()
-    parent = manifest.model.rpartition("/")[0]
     for name in signature.companions:
-        path = f"{parent}/{name}" if parent else name
-        if not is_plain(name) or path not in files:
-            raise InputError(
-                "manifest.model_mismatch",
-                f"cannot pack {manifest.model}: it keeps data in {name!r}, which is not packed beside it; "
-                "put the file there and let the manifest's files include it",
-                file=name,
-            )
+        _want_beside(manifest.model, name, files, "keeps data in")
     _compare("input", manifest.inputs, signature.inputs, signature.unranked, complete=True)
     _compare("output", manifest.outputs, signature.outputs, signature.unranked, complete=False)
     return pipeline.Facts(opset=signature.opset, operators=signature.operators)
+
+
+def _want_beside(model: str, name: str, files: Mapping[str, int], why: str) -> None:
+    """A file that the model cannot be loaded without must be packed in the model's own folder."""
+    parent = model.rpartition("/")[0]
+    if not is_plain(name) or (f"{parent}/{name}" if parent else name) not in files:
+        raise InputError(
+            "manifest.model_mismatch",
+            f"cannot pack {model}: it {why} {name!r}, which is not packed beside it; "
+            "put the file there and let the manifest's files include it",
+            file=name,
+        )
 
 
 def _compare(

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from skerry_agent import golden, npz
+from skerry_agent import golden
+from skerry_modules import npz
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import Golden, Manifest
 from skerry_modules.tensors import DATATYPES, TensorSpec

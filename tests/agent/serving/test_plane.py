@@ -313,7 +313,7 @@ def alive(pid: int) -> bool:
 
 
 def test_the_agent_process_does_without_numpy(tmp_path: Path) -> None:
-    script = "import sys; import skerry_agent.serving.plane, skerry_agent.npz; print('numpy' in sys.modules)"
+    script = "import sys; import skerry_agent.serving.plane, skerry_modules.npz; print('numpy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 
 

@@ -211,6 +211,24 @@ def test_holds_the_model_to_the_manifest_even_where_the_packer_did_not(
         assert registry.find_versions(session) == []
 
 
+def test_an_index_that_understates_what_its_model_needs_is_refused(
+    sqlite: Database, objects: FolderStore, key: trust.SigningKey, tmp_path: Path
+) -> None:
+    """Devices decide by the index where a module can run: a lie there would end as a failure on each of them."""
+    trusting(sqlite, key)
+    made = package.write_package(module_folder(tmp_path / "m", engine="onnx"), tmp_path / "good.skerry", key)
+    assert made.index.facts.operators
+    lie = msgspec.structs.replace(made.index, facts=msgspec.structs.replace(made.index.facts, operators=()))
+    text = package.index_bytes(lie)
+    sources = {file.sha256: (tmp_path / "m" / file.path).read_bytes() for file in lie.files}
+    package.write_objects(
+        tmp_path / "lie.skerry", text, (package.sign_index(text, key),), lambda sha256: iter([sources[sha256]])
+    )
+    with pytest.raises(InputError, match=r"its index says operators \(\), its model says \('") as caught:
+        register(sqlite, objects, (tmp_path / "lie.skerry").read_bytes())
+    assert (caught.value.code, caught.value.data["field"]) == ("manifest.model_mismatch", "operators")
+
+
 def test_a_pipelines_models_are_read_step_by_step(
     sqlite: Database, objects: FolderStore, key: trust.SigningKey, tmp_path: Path
 ) -> None:

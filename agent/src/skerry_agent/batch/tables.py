@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from skerry_agent import npz
 from skerry_agent.batch import columns
 from skerry_agent.batch.rows import Block, Model, Part, RowError
+from skerry_modules import npz
 from skerry_modules.arrays import Array, as_declared
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.messages import Tensor

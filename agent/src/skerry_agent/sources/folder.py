@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from skerry_agent import npz
 from skerry_agent.sources import Inputs, Row, Specs
 from skerry_agent.sources.values import from_csv, from_json, named
+from skerry_modules import npz
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.messages import Tensor
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from skerry_agent import npz
 from skerry_agent.sources import Inputs, Row, Specs
 from skerry_agent.sources.values import named
+from skerry_modules import npz
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Tensor
 
@@ -18,7 +18,7 @@ class Replay:
     """Arrays by input name (``<name>`` or ``input.<name>``), one case per leading row; further arrays are ignored.
 
     Raises:
-        InputError: as :func:`skerry_agent.npz.read`; ``request.invalid`` where it holds no rows.
+        InputError: as :func:`skerry_modules.npz.read`; ``request.invalid`` where it holds no rows.
     """
 
     def __init__(self, path: Path, *, rate: float, batch: int, loop: bool, max_mb: int) -> None:
