@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     batch = _command(commands, "batch", _batch, "score a table or a folder on this device, behind live traffic")
     batch.add_argument("module", help="the module's or endpoint's name, or NAME:VERSION")
-    batch.add_argument("input", type=Path, help="a .parquet or .csv, a folder of .npz, .npy and .json, or one of them")
+    batch.add_argument(
+        "input", type=Path, help="a .parquet, .csv or .csv.gz, a folder of .npz, .npy and .json, or one of them"
+    )
     batch.add_argument("--output", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .jsonl; else new")
     batch.add_argument("--module-version", default="", metavar="N", help="a version other than the current one")
     batch.add_argument("--columns", default="", metavar="A,B", help="the input's columns in order; default: by name")
@@ -81,7 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--patience", type=float, default=300.0, metavar="S", help="without any answer (default 300 s)")
     batch.add_argument("--restart", action="store_true", help="begin anew, whatever is done or written")
     batch.add_argument("--url", help="the agent's scoring address; default: from the configuration")
+    batch.add_argument(
+        "--module-folder", type=Path, metavar="FOLDER", help="score by the module in this folder; no agent is asked"
+    )
+    batch.add_argument("--header", choices=["yes", "no"], help="whether a CSV's first line names the columns")
     batch.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    # For the agent and the hub, which run this command as a child.
+    batch.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
+    batch.add_argument("--child-of", type=int, default=0, help=argparse.SUPPRESS)
 
     events = _command(commands, "events", _events, "the last events of this device, also while the agent is stopped")
     events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
@@ -225,14 +234,41 @@ def _numbers(text: str) -> list[int]:
 
 
 def _batch(options: argparse.Namespace) -> int:
+    import contextlib
+
     from skerry_agent import report, score
+    from skerry_agent.batch import here, job
+    from skerry_modules.errors import InputError, ResourceError
+
+    if options.child_of:
+        from skerry_agent.parent import die_with_parent
+
+        die_with_parent(options.child_of, "skerry-batch")
+    name, _, version = options.module.partition(":")
+    version = options.module_version or version
+    if options.module_folder and not version.isdecimal():
+        raise InputError("request.invalid", "cannot use --module-folder without a version: write NAME:VERSION")
+    try:
+        with contextlib.ExitStack() as stack:
+            if options.module_folder:
+                url = stack.enter_context(here.serving(options.module_folder, int(version)))
+            else:
+                url = options.url or score.find_address(_load(options))
+            summary = job.told(job.run(_order(options, url, name, version)))
+    except OSError as error:
+        text = f"cannot go on with {options.output}: {error.strerror or error}; make room, then run it again"
+        raise ResourceError("resource.no_space", text) from error
+    _print(summary if options.json else report.batch(summary), as_json=options.json)
+    return 1 if summary["errors"] and not summary["rows"] else 0
+
+
+def _order(options: argparse.Namespace, url: str, name: str, version: str) -> Any:
     from skerry_agent.batch import job
 
-    name, _, version = options.module.partition(":")
-    order = job.Order(
-        url=options.url or score.find_address(_load(options)),
+    return job.Order(
+        url=url,
         model=name,
-        version=options.module_version or version,
+        version=version,
         input=options.input,
         output=options.output,
         columns=_names(options.columns),
@@ -242,10 +278,9 @@ def _batch(options: argparse.Namespace) -> int:
         timeout_s=options.timeout,
         patience_s=options.patience,
         restart=options.restart,
+        header=None if options.header is None else options.header == "yes",
+        told=options.lines,
     )
-    summary = job.told(job.run(order))
-    _print(summary if options.json else report.batch(summary), as_json=options.json)
-    return 1 if summary["errors"] and not summary["rows"] else 0
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from skerry_agent.batch.parts import FORMATS, Job, begun, opened
-from skerry_agent.batch.progress import Progress
+from skerry_agent.batch.parts import FORMATS, FRAMES, Done, Job, begun, opened
+from skerry_agent.batch.progress import Lines, Progress
 from skerry_agent.batch.rows import Model, RowError, Segment
 from skerry_agent.batch.scoring import Blocks
-from skerry_agent.batch.tables import open_table
+from skerry_agent.batch.tables import Table, open_table
 from skerry_agent.rules.pace import Pace, PaceSettings
 from skerry_modules.errors import InputError
 from skerry_modules.scorer import Scorer
@@ -37,6 +38,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 60.0
     patience_s: float = 300.0
     restart: bool = False
+    header: bool | None = None  # of a table: None: it tells by itself
+    told: bool = False  # progress as JSON lines on stderr, for the program that started this one
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,9 @@ def run(order: Order) -> Summary:
     metadata = Scorer(order.url, order.model, _version(order)).metadata(order.timeout_s)
     version = metadata.versions[0]
     model = Model(metadata)
-    table = open_table(order.input, model, part_rows=order.part_rows, chosen=order.columns, kept=order.keep)
+    table = open_table(
+        order.input, model, part_rows=order.part_rows, chosen=order.columns, kept=order.keep, header=order.header
+    )
     job = Job(
         input=str(order.input.resolve()),
         print=table.print,
@@ -82,7 +87,7 @@ def run(order: Order) -> Summary:
         before = list(parts.done.values())
         resumed = sum(done.rows + done.errors for done in before)
         title = f"{order.model} {version}"
-        progress = Progress(title, table.units, table.unit, sum(done.units for done in before))
+        progress = _progress(order, title, table, before)
         pace = Pace(PaceSettings(max_rows=order.rows))
         blocks = Blocks(scorer, model, pace, timeout_s=order.timeout_s, patience_s=order.patience_s, told=progress.rows)
         try:
@@ -115,8 +120,16 @@ def run(order: Order) -> Summary:
     )
 
 
+def _progress(order: Order, title: str, table: Table, before: Sequence[Done]) -> Progress:
+    done = sum(one.units for one in before)
+    if not order.told:
+        return Progress(title, table.units, table.unit, done)
+    rows, errors = (sum(getattr(one, key) for one in before) for key in ("rows", "errors"))
+    return Lines(title, table.units, table.unit, done, rows=rows, errors=errors)
+
+
 def _check(order: Order) -> None:
-    if order.output.suffix.lower() not in FORMATS:
+    if order.output.suffix.lower() not in (*FORMATS, FRAMES):
         raise InputError("request.invalid", f"cannot write {order.output}: its name must end in {', '.join(FORMATS)}")
     if not order.output.parent.is_dir():
         raise InputError("request.invalid", f"cannot write {order.output}: there is no such folder; make it")

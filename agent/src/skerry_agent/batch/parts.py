@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,8 @@ from skerry_modules.arrays import Array
 from skerry_modules.errors import InputError, ResourceError
 
 FORMATS: Final = (".parquet", ".csv", ".jsonl")
+FRAMES: Final = ".rows"
+"""What goes to the hub: see ``skerry_modules.batches``; row errors are in it too."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +98,8 @@ class Parts:
         """Put a part on the disk for good."""
         path = self._part(number)
         draft = path.with_suffix(path.suffix + ".draft")
-        self._write(draft, segments)
-        if errors:
+        self._write(draft, segments, errors)
+        if errors and self._kind != FRAMES:
             lines = b"".join(msgspec.json.encode(error) + b"\n" for error in errors)
             _write(self._errors(number), lines)
         else:
@@ -115,7 +117,12 @@ class Parts:
         self.done[number] = done
         return done
 
-    def _write(self, path: Path, segments: Sequence[Segment]) -> None:
+    def _write(self, path: Path, segments: Sequence[Segment], errors: Sequence[RowError]) -> None:
+        if self._kind == FRAMES:
+            from skerry_agent.batch import results
+
+            _write_plain(path, results.frames(segments, errors))
+            return
         if self._kind == ".parquet":
             from skerry_agent.batch import parquet
 
@@ -162,7 +169,8 @@ class Parts:
     def join(self, parts: int) -> Path | None:
         """All parts into the output, which appears whole, and the row errors into their own file (None: no errors)."""
         paths = [self._part(number) for number in range(parts)]
-        failed = [self._errors(number) for number in range(parts) if self.done[number].errors]
+        told = range(parts) if self._kind != FRAMES else ()
+        failed = [self._errors(number) for number in told if self.done[number].errors]
         beside = self._output.with_name(f"{self._output.name}.errors.jsonl")
         if failed:
             draft = self._folder / "errors"
@@ -275,6 +283,13 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
     draft.rename(path)
     _sync(path.parent)
+
+
+def _write_plain(path: Path, blocks: Iterable[bytes]) -> None:
+    with path.open("wb") as stream:
+        stream.writelines(blocks)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _concatenate(sources: Sequence[Path], path: Path, head: bytes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 from typing import Final, TextIO
 
 _REDRAW_S: Final = 0.2
+_TOLD_S: Final = 0.5
 _BAR: Final = 24
 
 
@@ -56,6 +58,34 @@ class Progress:
             self._draw()
             self._stream.write("\n")
             self._stream.flush()
+
+
+class Lines(Progress):
+    """Progress for the program that started this one: a JSON object per line on stderr, at most two a second.
+
+    ``rows`` and ``errors`` count what earlier runs settled too.
+    """
+
+    def __init__(self, title: str, units: int, unit: str, done: int = 0, *, rows: int = 0, errors: int = 0) -> None:
+        super().__init__(title, units, unit, done)
+        self._rows, self._errors = rows, errors
+        self._shown = True
+        self._drawn = -_TOLD_S  # the first one is told at once
+        self._draw()
+
+    def _draw(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._drawn < _TOLD_S and not last:
+            return
+        self._drawn = now
+        settled = self._rows + self._errors
+        done = max(self._done, min(settled, self._units)) if self._unit == "rows" else self._done
+        told = {"done": done, "units": self._units, "unit": self._unit, "rows": self._rows, "errors": self._errors}
+        self._stream.write(json.dumps(told) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._draw(last=True)
 
 
 def line(title: str, done: int, units: int, unit: str, rate: float, *, errors: int, left_s: float | None) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
+from skerry_modules import columns
 from skerry_modules.arrays import Array
 from skerry_modules.batches import RowError
-from skerry_modules.errors import InputError
 from skerry_modules.oip import Metadata
 from skerry_modules.tensors import TensorSpec
 
@@ -52,19 +51,11 @@ class Model:
         both = (*metadata.inputs, *metadata.outputs)
         self.batched = all(spec.shape[:1] == (-1,) for spec in both)
         """Whether rows can be scored together."""
-        single = all(spec.shape[:1] in ((-1,), (1,)) for spec in metadata.inputs)
-        if not metadata.inputs or not single:
-            shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in metadata.inputs)
-            raise InputError(
-                "scoring.wrong_shape",
-                f"cannot score {metadata.name} row by row: its inputs are {shapes or 'none'}; "
-                "the first dimension must be -1 or 1",
-            )
+        columns.check_rows(metadata.name, metadata.inputs)
 
     def width(self, spec: TensorSpec) -> int:
         """Values of one row of an input or output; 0: it varies."""
-        inner = spec.shape[1:]
-        return 0 if -1 in inner else math.prod(inner)
+        return columns.width(spec)
 
 
 __all__ = ["Block", "Model", "Part", "RowError", "Segment"]

@@ -7,11 +7,13 @@ not be read as rows again. A row that cannot be read is an error of its own and 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TextIO
 
 import numpy as np
 
@@ -41,8 +43,16 @@ class Table(Protocol):
         ...
 
 
-def open_table(path: Path, model: Model, *, part_rows: int, chosen: Sequence[str], kept: Sequence[str]) -> Table:
-    """The reader for a path.
+def open_table(
+    path: Path,
+    model: Model,
+    *,
+    part_rows: int,
+    chosen: Sequence[str],
+    kept: Sequence[str],
+    header: bool | None = None,
+) -> Table:
+    """The reader for a path. ``header``: whether a table's first line names its columns; None: it tells by itself.
 
     Raises:
         InputError: ``request.invalid``, ``scoring.unknown_input``.
@@ -54,14 +64,14 @@ def open_table(path: Path, model: Model, *, part_rows: int, chosen: Sequence[str
         if chosen or kept:
             raise InputError("request.invalid", "cannot use --columns or --keep on arrays: they are for tables")
         return FolderTable(path, model)
-    if path.suffix.lower() == ".csv":
-        return CsvTable(path, model, part_rows, chosen, kept)
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        return CsvTable(path, model, part_rows, chosen, kept, header=header)
     if path.suffix.lower() in (".parquet", ".pq"):
         from skerry_agent.batch.parquet import ParquetTable
 
         return ParquetTable(path, model, part_rows, chosen, kept)
     raise InputError(
-        "request.invalid", f"cannot score {path.name}: it is no folder, .parquet, .csv, {', '.join(SUFFIXES)}"
+        "request.invalid", f"cannot score {path.name}: it is no folder, .parquet, .csv, .csv.gz, {', '.join(SUFFIXES)}"
     )
 
 
@@ -75,21 +85,30 @@ def file_print(path: Path) -> str:
 
 
 class CsvTable:
-    """A CSV file. A first line that is not all numbers names the columns; else they are ``0``, ``1``, …"""
+    """A CSV file, plain or gzipped. A first line that is not all numbers names the columns; else they are ``0``, …"""
 
     unit = "rows"
 
-    def __init__(self, path: Path, model: Model, part_rows: int, chosen: Sequence[str], kept: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: Model,
+        part_rows: int,
+        chosen: Sequence[str],
+        kept: Sequence[str],
+        *,
+        header: bool | None = None,
+    ) -> None:
         self._path = path
         self._model = model
         self._part_rows = part_rows
         try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
+            with self._open() as stream:
                 reader = csv.reader(stream)
                 first = next(reader, [])
-                self._header = any(not _is_number(cell) for cell in first)
+                self._header = any(not _is_number(cell) for cell in first) if header is None else header
                 rows = sum(1 for line in reader if line) + (bool(first) and not self._header)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
             raise InputError("request.invalid", f"cannot read {path}: {error}") from error
         self._names = [cell.strip() for cell in first] if self._header else [str(n) for n in range(len(first))]
         self._places = {name: place for place, name in enumerate(self._names)}
@@ -99,8 +118,13 @@ class CsvTable:
         self.parts = -(-rows // part_rows)
         self.print = file_print(path)
 
+    def _open(self) -> TextIO:
+        if self._path.suffix.lower() == ".gz":
+            return gzip.open(self._path, "rt", newline="", encoding="utf-8-sig")
+        return self._path.open(newline="", encoding="utf-8-sig")
+
     def read(self, done: set[int]) -> Iterator[Part]:
-        with self._path.open(newline="", encoding="utf-8-sig") as stream:
+        with self._open() as stream:
             lines = (line for line in csv.reader(stream) if line)
             if self._header:
                 next(lines)

@@ -1,0 +1,111 @@
+"""A data plane of its own for one module that lies in a folder: to score where no agent runs, as the hub does.
+
+The same workers, engines and limits as on a device; it serves on a Unix socket in a folder that nobody else may enter.
+The module must pass its golden test first, as it must before it serves anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from skerry_agent.serving.plane import Plane, run
+from skerry_agent.serving.settings import ServingSettings
+from skerry_modules.errors import InputError, PeerError, ResourceError
+from skerry_modules.messages import Route
+from skerry_modules.package import build_index, index_bytes, read_folder
+from skerry_modules.profiles import Limits
+
+START_S = 120.0
+NICENESS = 10
+_ROOM_MB = 1_000_000  # what a module declares is its own limit; here nobody shares the machine out
+
+
+class _Here:
+    """The plane in a thread with a loop of its own: scoring asks it as a client."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        self._folder, self._version = folder, version
+        self.url = ""
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+        self._thread = threading.Thread(target=self._main, name="plane")
+
+    def start(self) -> None:
+        self._thread.start()
+        if not self._ready.wait(START_S):
+            raise ResourceError("install.load_timeout", f"cannot load the module within {START_S:.0f} s")
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def stop(self) -> None:
+        if self._error is None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            run(self._serve())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        manifest = read_folder(self._folder)
+        if manifest.environment.given:
+            raise InputError(
+                "request.invalid",
+                f"cannot score {manifest.name} here: it brings an environment, which devices build; score it on one",
+            )
+        index, _ = build_index(self._folder, manifest)
+        digest = hashlib.sha256(index_bytes(index)).hexdigest()
+        with tempfile.TemporaryDirectory(prefix="skerry-batch-") as private:
+            plane = Plane(ServingSettings(http="", socket=f"{private}/s.sock", cache=""))
+            await plane.start()
+            try:
+                limits = Limits(memory_mb=_ROOM_MB, disk_mb=_ROOM_MB)
+                await plane.load(digest, self._folder, manifest, self._version, limits)
+                await self._prove(plane, digest, manifest)
+                route = Route(module=manifest.name, version=self._version)
+                plane.set_routes(manifest.name, (route,), (digest,))
+                self.url = f"unix:{private}/s.sock"
+                self._ready.set()
+                await self._stop.wait()
+            finally:
+                await plane.stop()
+
+    async def _prove(self, plane: Plane, digest: str, manifest: Any) -> None:
+        if manifest.golden is None:
+            return
+        report = await plane.golden(digest, self._folder, manifest)
+        if not report.passed:
+            raise PeerError("install.golden_failed", report.message)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, version: int) -> Iterator[str]:
+    """The address at which the module in ``folder`` is served, as the version that it is said to be.
+
+    Raises:
+        SkerryError: ``manifest.*``, ``install.*``, ``unschedulable.*``, ``request.invalid``.
+    """
+    os.nice(NICENESS)  # workers too: what else runs on this machine goes first
+    here = _Here(folder.resolve(), version)
+    try:
+        here.start()
+        yield here.url
+    finally:
+        here.stop()
