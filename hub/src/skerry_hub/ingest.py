@@ -20,14 +20,15 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
 
 from skerry_hub.clock import now_ms
-from skerry_hub.ingest_rows import Batch, Item, MarkKey, Patch, Refusal
+from skerry_hub.ingest_lanes import Lanes, SpoolKey
+from skerry_hub.ingest_rows import Batch, Item, Patch, Refusal
 from skerry_hub.ingest_sql import Writer, marks_of
 from skerry_modules import messages, topics
 from skerry_modules.errors import ResourceError
@@ -52,6 +53,7 @@ class IngestSettings(msgspec.Struct, frozen=True, kw_only=True):
     linger_s: float = 0.02  # a small batch waits so long for company: each commit is an fsync
     ack_s: float = 0.1  # acknowledgements of one spool are put together for so long …
     ack_messages: int = 16  # … or until so many messages are committed
+    lanes: int = 200_000  # streams of spools whose marks stay in memory; beyond, they are read again
     devices_s: float = 2.0  # how long the list of registered devices is trusted
     seen_s: float = 5.0  # how exactly "last seen" is kept
     refusal_s: float = 10.0
@@ -106,9 +108,8 @@ class Ingest:
         self._boots: dict[str, str] = {}
         self._boots_at = -1e9
         self._seen: dict[str, int] = {}
-        self._marks: dict[MarkKey, tuple[int, int]] = {}
-        self._spools: set[tuple[str, str]] = set()
-        self._acks: dict[tuple[str, str], tuple[int, float]] = {}  # spool -> messages, since
+        self._lanes = Lanes(self._read_marks)
+        self._acks: dict[SpoolKey, tuple[int, float]] = {}  # messages, since
         self._told: dict[tuple[str, str], float] = {}
         self._untold: Counter[tuple[str, str]] = Counter()
 
@@ -221,30 +222,25 @@ class Ingest:
     def _skip(self, item: Item, error: Exception) -> None:
         """A message that the database will never take: count its number as taken, and say so."""
         log.warning("cannot store a %s message of %s: %s", item.kind, item.device, error)
-        empty = Batch(self._committed, self._boot_of)
-        empty.add(item)
-        marks_only = Batch(self._committed, self._boot_of)
-        empty.close()
-        marks_only.marks, marks_only.spools = empty.marks, empty.spools
+        whole = Batch(self._lanes, self._boots.get)
+        whole.add(item)
+        whole.close()
+        marks_only = Batch(self._lanes, self._boots.get)
+        marks_only.marks, marks_only.spools = whole.marks, whole.spools
         text_ = f"cannot store a {item.kind} message: {type(error).__name__}"
         marks_only.refusals = [Refusal(item.device, "message.malformed", text_, item.received_at)]
         self._finish(marks_only)
 
     def _commit(self, items: list[Item]) -> None:
         self._refresh_devices(items)
-        batch = Batch(self._committed, self._boot_of)
-        for item in items:
-            if item.kind:
-                batch.add(item)
-            else:
-                code, _, message = item.payload.decode(errors="replace").partition("\n")
-                batch.refusals.append(Refusal(item.device, code, message, item.received_at))
+        batch = Batch(self._lanes, self._boots.get)
+        batch.add_all(items)
+        batch.close()
         self._finish(batch)
         self.counters.committed += len(items)
 
     def _finish(self, batch: Batch) -> None:
-        """Write, commit, then tell everyone."""
-        batch.close()
+        """Write a closed batch, commit, then tell everyone."""
         told = self._refused(batch)
         self._mark_seen(batch)
         if batch.marks or batch.patches or batch.states or told:
@@ -252,8 +248,6 @@ class Ingest:
                 writer = Writer(connection)
                 writer.write(batch)
                 writer.events(told)
-        for key, (mark, lost, _at) in batch.marks.items():
-            self._marks[key] = (mark, lost)
         self.counters.batches += 1
         self.counters.duplicates += batch.duplicates
         self.counters.gaps += batch.gaps
@@ -323,32 +317,16 @@ class Ingest:
                 continue
             del self._acks[spool]
             device, epoch = spool
-            self._committed((device, epoch, 0))  # a hello asks for marks that nothing of this run has loaded
-            marks = {
-                int(stream): self._marks[device, epoch, stream][0]
-                for stream in messages.Stream
-                if (device, epoch, stream) in self._marks
-            }
+            marks = self._lanes.marks(spool)  # a hello asks for some that nothing of this run has loaded
             ack = messages.Ack(messages.FORMAT, bytes.fromhex(epoch), marks)
             # One that is lost is made up for: the device sends again and is acknowledged again.
             self._publish(topics.down(device, "ack"), messages.encode(ack))
 
     # -- what is committed --------------------------------------------------------------------------------------------
 
-    def _committed(self, key: MarkKey) -> tuple[int, int]:
-        known = self._marks.get(key)
-        if known is not None:
-            return known
-        device, epoch, _stream = key
-        if (device, epoch) not in self._spools:
-            with self._db.engine.connect().execution_options(skerry_read=True) as connection:
-                for stream, mark, lost in marks_of(connection, device, epoch):
-                    self._marks[device, epoch, stream] = (mark, lost)
-            self._spools.add((device, epoch))
-        return self._marks.get(key, (0, 0))
-
-    def _boot_of(self, device: str) -> str | None:
-        return self._boots.get(device)
+    def _read_marks(self, device: str, epoch: str) -> Iterable[tuple[int, int, int]]:
+        with self._db.engine.connect().execution_options(skerry_read=True) as connection:
+            return marks_of(connection, device, epoch)
 
     def _refresh_devices(self, items: list[Item]) -> None:
         now = time.monotonic()
@@ -359,13 +337,14 @@ class Ingest:
             return
         with self._db.engine.connect().execution_options(skerry_read=True) as connection:
             rows = connection.execute(text("SELECT id, boot FROM device")).all()
-        self._boots = {str(row[0]): str(row[1]) for row in rows}
-        self._boots_at = now
+        boots = {str(row[0]): str(row[1]) for row in rows}
+        if self._boots.keys() - boots.keys() or len(self._lanes.known) > self.settings.lanes:
+            self._lanes.forget()  # a device that was removed has none; one registered again has new ones
+        self._boots, self._boots_at = boots, now
 
     def _forget(self) -> None:
         """A transaction failed: believe only what the database says."""
-        self._marks.clear()
-        self._spools.clear()
+        self._lanes.forget()
         self._seen.clear()
         self._boots_at = -1e9
 

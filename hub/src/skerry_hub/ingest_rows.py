@@ -1,8 +1,9 @@
 """From payloads to rows: what one batch of messages from devices means, before any of it is written.
 
-No I/O: :class:`Batch` takes messages one by one, judges each by :mod:`skerry_hub.rules.marks` and gathers rows. A
-message that cannot be taken becomes a :class:`Refusal`. Where its envelope is sound but its body is not, its number
-counts as taken all the same: the device would otherwise send it for ever, and nothing behind it would come through.
+No I/O but the reading of marks that are not in memory: :class:`Batch` takes messages one by one, judges each by
+:mod:`skerry_hub.rules.marks` and gathers rows. A message that cannot be taken becomes a :class:`Refusal`. Where its
+envelope is sound but its body is not, its number counts as taken all the same: the device would otherwise send it for
+ever, and nothing behind it would come through.
 
 An envelope is decoded with its body left raw, so that bodies are stored as they came.
 """
@@ -10,16 +11,18 @@ An envelope is decoded with its body left raw, so that bodies are stored as they
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from skerry_hub.ingest_lanes import Lane, Lanes, SpoolKey
 from skerry_hub.rules.marks import MAX_NUMBER, Verdict, take
 from skerry_modules import messages
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import is_name
 from skerry_modules.measurement import ModuleProfile, from_builtins
+from skerry_modules.messages import FORMAT
 
 MAX_EPOCH_BYTES: Final = 32
 _STRANGER: Final = "cannot take messages of a device that is not registered: register it first"
@@ -27,7 +30,7 @@ MAX_TEXT: Final = 4096
 """Characters kept of a text that a device wrote for people."""
 
 
-class TelemetryHead(msgspec.Struct, frozen=True):
+class TelemetryHead(msgspec.Struct, frozen=True, gc=False):
     """What the table's columns need of a ``messages.Telemetry``. The distributions are stored as they came and read
     when somebody looks: to decode them here would cost more than to insert the row."""
 
@@ -55,12 +58,10 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _json = msgspec.json.Encoder()
 _STREAMS: Final = frozenset(int(stream) for stream in messages.Stream)
 
-MarkKey = tuple[str, str, int]
-"""(device, epoch in hex, stream)."""
-
 
 class Item(NamedTuple):
-    """One message as it came: the device is the topic's."""
+    """One message as it came: the device is the topic's. Without a ``kind`` it was refused before it came here, and
+    its payload is the code, a line's end and the text."""
 
     device: str
     kind: str
@@ -99,28 +100,18 @@ class Answered(NamedTuple):
     at: int
 
 
-class _Lane:
-    """One stream of one spool within a batch."""
-
-    __slots__ = ("at", "changed", "heard", "key", "lost", "mark")
-
-    def __init__(self, key: MarkKey, mark: int, lost: int) -> None:
-        self.key, self.mark, self.lost = key, mark, lost
-        self.changed = False
-        self.at = 0  # when the newest message came
-        self.heard = 0  # messages to be acknowledged
-
-
 class Batch:
-    """Rows of many messages. Feed it by :meth:`add`; the marks are whole after :meth:`close`.
+    """Rows of many messages. Feed it by :meth:`add_all`; the marks are whole after :meth:`close`.
 
     Args:
-        marks: gives the committed mark of a stream: (mark, lost so far).
-        boot_of: gives the boot that a device last told of, or None for one that is not registered.
+        lanes: the marks as committed. They are moved here at once: where the rows are not committed in the end, the
+            caller forgets them all.
+        boot_of: gives the boot that a device last told of, or None for one that is not registered. ``lanes`` must hold
+            none of a device that is not.
     """
 
-    def __init__(self, marks: Callable[[MarkKey], tuple[int, int]], boot_of: Callable[[str], str | None]) -> None:
-        self._committed, self._boot_of = marks, boot_of
+    def __init__(self, lanes: Lanes, boot_of: Callable[[str], str | None]) -> None:
+        self._lanes, self._boot_of = lanes, boot_of
         self.telemetry: list[tuple[Any, ...]] = []
         self.health: list[tuple[Any, ...]] = []
         self.events: list[tuple[Any, ...]] = []
@@ -129,14 +120,14 @@ class Batch:
         self.states: dict[str, tuple[messages.State, int]] = {}
         self.patches: dict[str, Patch] = {}
         self.hellos: dict[str, messages.Hello] = {}
-        self.marks: dict[MarkKey, tuple[int, int, int]] = {}  # mark, lost, at
-        self.spools: dict[tuple[str, str], int] = {}  # (device, epoch) -> messages, to be acknowledged
+        self.marks: list[tuple[Any, ...]] = []
+        self.spools: dict[SpoolKey, int] = {}  # messages, to be acknowledged
         self.seen: dict[str, int] = {}  # devices that were heard of, and when
         self.refusals: list[Refusal] = []
         self.duplicates = 0
         self.gaps = 0
         self.lost = 0
-        self._lanes: dict[tuple[str, bytes, int], _Lane] = {}
+        self._heard: list[Lane] = []
         self._offline: set[str] = set()  # devices whose last will is in this batch
         self._takers: dict[str, Callable[[Item, int, msgspec.Raw, Any], None]] = {
             "telemetry": self._telemetry,
@@ -147,14 +138,48 @@ class Batch:
             "result": self._result,
         }
 
+    def add_all(self, items: Iterable[Item]) -> None:
+        """Take each message, or refuse it; raises nothing that a peer can cause.
+
+        The loop has its own way for telemetry that comes next in a stream that is known, from a device that is well:
+        nearly every message of a fleet. It does what :meth:`add` does, without its calls and branches.
+        """
+        known, offline, append = self._lanes.known, self._offline, self.telemetry.append
+        for item in items:
+            device, kind, payload, received_at = item
+            if kind == "telemetry" and len(payload) <= _TELEMETRY_BYTES:
+                try:
+                    up = _open_envelope(payload)
+                    raw = up.body
+                    body = _telemetry_head(raw)
+                except _UNREADABLE:
+                    self.add(item)
+                    continue
+                lane, seq = known.get((device, up.epoch, up.stream)), up.seq
+                if (
+                    lane is not None
+                    and seq == lane.mark + 1
+                    and 1 <= up.base <= seq <= MAX_NUMBER
+                    and up.v == FORMAT
+                    and device not in offline
+                ):
+                    if not lane.heard:
+                        self._heard.append(lane)
+                    lane.heard += 1
+                    lane.mark, lane.at, lane.changed = seq, received_at, True
+                    append(_telemetry_row(device, raw, body))
+                    continue
+            self.add(item)
+
     def add(self, item: Item) -> None:
         """Take one message, or refuse it; raises nothing that a peer can cause."""
-        if item.kind == "telemetry" and self._usual(item):
-            return
         try:
             taker = self._takers.get(item.kind)
             if taker is not None:
                 self._spooled(item, taker)
+            elif not item.kind:
+                code, _, message = item.payload.decode(errors="replace").partition("\n")
+                self._refuse(item, code, message)
             elif self._boot_of(item.device) is None:
                 self._refuse(item, "device.unknown", _STRANGER)
             elif item.kind == "hello":
@@ -169,13 +194,16 @@ class Batch:
 
     def close(self) -> None:
         """Gather the marks to write, the spools to acknowledge, and who was heard of."""
-        for lane in self._lanes.values():
-            device, epoch, _stream = lane.key
+        spools, seen = self.spools, self.seen
+        for lane in self._heard:
+            spool, at = lane.spool, lane.at
             if lane.changed:
-                self.marks[lane.key] = (lane.mark, lane.lost, lane.at)
-            if lane.heard:
-                self.spools[device, epoch] = self.spools.get((device, epoch), 0) + lane.heard
-                self.seen[device] = max(self.seen.get(device, 0), lane.at)
+                self.marks.append((*spool, lane.stream, lane.mark, lane.lost, at))
+            spools[spool] = spools.get(spool, 0) + lane.heard
+            device = spool[0]
+            if at > seen.get(device, 0):
+                seen[device] = at
+            lane.heard, lane.changed = 0, False
 
     # -- messages in an envelope ------------------------------------------------------------------------------------
 
@@ -184,8 +212,8 @@ class Batch:
             up = _open_envelope(item.payload)
         except _UNREADABLE as error:
             raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
-        lane = self._lanes.get((item.device, up.epoch, up.stream)) or self._open_lane(item, up)
-        if up.v != messages.FORMAT:
+        lane = self._lanes.known.get((item.device, up.epoch, up.stream)) or self._open_lane(item, up)
+        if up.v != FORMAT:
             raise _too_new(item.kind, up.v)
         if up.seq == lane.mark + 1 and 1 <= up.base <= up.seq <= MAX_NUMBER:
             lane.mark, taken = up.seq, True  # what the rule says to nearly every message, without the call
@@ -194,8 +222,10 @@ class Batch:
             if verdict is Verdict.GAP:
                 return
             taken = verdict is Verdict.TAKE
-        lane.at = item.received_at
+        if not lane.heard:
+            self._heard.append(lane)
         lane.heard += 1
+        lane.at = item.received_at
         if item.device in self._offline:  # it speaks after that last will, which was an older connection's
             self._online_again(item)
         if not taken:
@@ -210,33 +240,7 @@ class Batch:
             raise PeerError("message.malformed", f"cannot decode a {item.kind} message: {error}") from error
         taker(item, up.at, up.body, body)
 
-    def _usual(self, item: Item) -> bool:
-        """The telemetry that comes next in its stream, from a device that is well: nearly every message of a fleet.
-
-        The same as :meth:`_spooled` does, without the branches; False, and nothing done, where anything is unusual.
-        """
-        device, _, payload, received_at = item
-        try:
-            up = _open_envelope(payload)
-            body = _telemetry_head(up.body)
-        except _UNREADABLE:
-            return False
-        lane = self._lanes.get((device, up.epoch, up.stream))
-        if (
-            lane is None
-            or up.v != messages.FORMAT
-            or up.seq != lane.mark + 1
-            or not 1 <= up.base <= up.seq <= MAX_NUMBER
-            or len(payload) > _TELEMETRY_BYTES
-            or device in self._offline
-        ):
-            return False
-        lane.mark, lane.at, lane.changed = up.seq, received_at, True
-        lane.heard += 1
-        self._telemetry(item, up.at, up.body, body)
-        return True
-
-    def _judge(self, lane: _Lane, up: messages.Up[msgspec.Raw]) -> Verdict:
+    def _judge(self, lane: Lane, up: messages.Up[msgspec.Raw]) -> Verdict:
         """Apply the rule of :mod:`skerry_hub.rules.marks`, and count."""
         verdict, lane.mark, dropped = take(lane.mark, up.seq, up.base)
         if verdict is Verdict.INVALID:
@@ -247,17 +251,15 @@ class Batch:
         lane.lost += dropped
         return verdict
 
-    def _open_lane(self, item: Item, up: messages.Up[msgspec.Raw]) -> _Lane:
+    def _open_lane(self, item: Item, up: messages.Up[msgspec.Raw]) -> Lane:
         if self._boot_of(item.device) is None:
             raise InputError("device.unknown", _STRANGER)
-        if up.v != messages.FORMAT:
+        if up.v != FORMAT:
             raise _too_new(item.kind, up.v)
         if up.stream not in _STREAMS:
             raise PeerError("message.malformed", f"cannot take a message of the stream {up.stream}: there is none")
         _check_epoch(up.epoch)
-        key = (item.device, up.epoch.hex(), up.stream)
-        lane = self._lanes[item.device, up.epoch, up.stream] = _Lane(key, *self._committed(key))
-        return lane
+        return self._lanes.open(item.device, up.epoch, up.stream)
 
     def _online_again(self, item: Item) -> None:
         self._offline.discard(item.device)
@@ -265,23 +267,7 @@ class Batch:
         patch.online, patch.presence_at = True, item.received_at
 
     def _telemetry(self, item: Item, _at: int, raw: msgspec.Raw, body: TelemetryHead) -> None:
-        self.telemetry.append(
-            (
-                item.device,
-                body.module,
-                body.version,
-                body.endpoint,
-                body.start,
-                body.end,
-                body.requests,
-                body.errors,
-                body.rejected,
-                body.p50_us,
-                body.p99_us,
-                bytes(raw),
-                body.role,
-            )
-        )
+        self.telemetry.append(_telemetry_row(item.device, raw, body))
 
     def _health(self, item: Item, at: int, raw: msgspec.Raw, body: messages.Health) -> None:
         row = (body.cpu_percent, body.memory_used, body.memory_total, body.disk_used, body.disk_total)
@@ -370,6 +356,24 @@ class Batch:
 
     def _refuse(self, item: Item, code: str, message: str) -> None:
         self.refusals.append(Refusal(item.device, code, message, item.received_at))
+
+
+def _telemetry_row(device: str, raw: msgspec.Raw, body: TelemetryHead) -> tuple[Any, ...]:
+    return (
+        device,
+        body.module,
+        body.version,
+        body.endpoint,
+        body.start,
+        body.end,
+        body.requests,
+        body.errors,
+        body.rejected,
+        body.p50_us,
+        body.p99_us,
+        bytes(raw),
+        body.role,
+    )
 
 
 def _too_new(kind: str, version: int) -> PeerError:

@@ -68,7 +68,7 @@ class _Map(msgspec.Struct, frozen=True, omit_defaults=True):
 # -- device → hub, spooled: an envelope around one body -----------------------------------------------------------
 
 
-class Up(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+class Up(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     """The envelope. ``at`` is the device's wall clock in ms since 1970: a label, never a judge of order."""
 
     v: int
