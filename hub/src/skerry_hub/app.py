@@ -19,14 +19,14 @@ from sqlmodel import Session
 
 from skerry_hub import broker as brokers
 from skerry_hub import desired, devices, keys, registry
-from skerry_hub.broker import Broker
+from skerry_hub.broker import Broker, parse_url
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
 from skerry_hub.lease import Lease
 from skerry_hub.objects import FolderStore, ObjectStore
 from skerry_hub.rollouts import RolloutEngine
 from skerry_hub.samples import CompactSettings
-from skerry_hub.settings import Settings
+from skerry_hub.settings import Settings, is_loopback
 from skerry_hub.streaming import Streaming, StreamingSettings
 from skerry_hub.tables import Device
 from skerry_modules import trust
@@ -184,6 +184,12 @@ class Hub:
         )
         self.streaming = Streaming(self.db, self.objects, self.bus, self.broker, settings=kept)
         self.streaming.start()
+        if not settings.loopback and is_loopback(parse_url(self.broker.public_url)[0]):
+            log.warning(
+                "devices are told to connect to %s, which only this machine reaches: listen with --broker-host, or say "
+                "with --broker-public-url where the broker is, before you add devices",
+                self.broker.public_url,
+            )
 
     def _stop_streaming(self) -> None:
         if self.streaming is not None:

@@ -19,9 +19,11 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, queries, scheduling
+from skerry_hub.broker import parse_url
 from skerry_hub.db import add_missing
 from skerry_hub.queries import TagQuery
 from skerry_hub.rules.rollout import ACTIVE, DeviceStep
+from skerry_hub.settings import is_loopback
 from skerry_hub.tables import (
     Assignment,
     DesiredDocument,
@@ -222,6 +224,7 @@ def check_password(password: str, hashed: str) -> bool:
 def config_text(device: Device, password: str, *, broker: str, hub_key: str, publishers: Sequence[str]) -> str:
     """The agent's configuration, as TOML with a comment per choice."""
     keys = "".join(f"  {_quoted(key)},\n" for key in publishers)
+    only_here = "# The hub's own machine alone reaches this address.\n" if is_loopback(parse_url(broker)[0]) else ""
     return f"""# Configuration of the device {device.id}.
 # It holds the broker password: keep it readable by the agent only.
 # Save it on the device as agent.toml and run: skerry-agent run --config agent.toml
@@ -231,7 +234,7 @@ id = {_quoted(device.id)}
 profile = {_quoted(device.profile)}
 
 [hub]
-broker = {_quoted(broker)}
+{only_here}broker = {_quoted(broker)}
 username = {_quoted(device.id)}
 password = {_quoted(password)}
 # Desired documents are accepted only from this hub …

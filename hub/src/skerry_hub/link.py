@@ -34,7 +34,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from skerry_hub.broker import parse_url
-from skerry_hub.broker.rights import DROPPED_TOPIC
+from skerry_hub.broker.rights import DROPPED_TOPIC, OVERSIZED_TOPIC
 from skerry_modules import topics
 
 log = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class Link:
             log.error("%s; check the broker's user and password", self._lost)
             return
         self.connects += 1
-        filters = [(topics.ALL_UP, 1), (topics.ALL_PRESENCE, 1), (DROPPED_TOPIC, 0)]
+        filters = [(topics.ALL_UP, 1), (topics.ALL_PRESENCE, 1), (DROPPED_TOPIC, 0), (OVERSIZED_TOPIC, 0)]
         client.subscribe(filters)
 
     def _subscribed(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:

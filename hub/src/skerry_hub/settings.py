@@ -53,7 +53,7 @@ class Settings:
     broker: str = _setting(
         "auto", "URL", "MQTT broker: auto (managed Mosquitto, else embedded), mosquitto, embedded, or mqtt://host:port"
     )
-    broker_host: str = _setting("127.0.0.1", "address", "Address that the managed broker listens on")
+    broker_host: str = _setting("", "address", "Address that the managed broker listens on; empty: as the hub")
     broker_port: int = _setting(18830, "port", "Port that the managed broker listens on; 0: any free one")
     broker_public_url: str = _setting(
         "", "URL", "The broker's address as devices reach it; empty: the one the hub uses"

@@ -21,6 +21,7 @@ from sqlalchemy import bindparam, text
 
 from skerry_hub import commands, samples
 from skerry_hub.broker import Broker
+from skerry_hub.broker.rights import OVERSIZED_TOPIC
 from skerry_hub.clock import now_ms
 from skerry_hub.delivery import Delivery, Rights
 from skerry_hub.ingest import Ingest, IngestSettings
@@ -128,6 +129,9 @@ class Streaming:
     # -- in the link's thread: only hand over -------------------------------------------------------------------------
 
     def _route(self, topic: str, payload: bytes, _retained: bool) -> None:
+        if topic == OVERSIZED_TOPIC:
+            self._put_out(msgspec.json.decode(payload))
+            return
         try:
             parsed = topics.parse(topic)
         except PeerError as error:
@@ -144,6 +148,12 @@ class Streaming:
                 # Before the wants that follow it: what flew to its old session is gone.
                 self.delivery.reconnected(parsed.device)
             self.ingest.offer(parsed.device, parsed.kind, payload)
+
+    def _put_out(self, told: dict[str, Any]) -> None:
+        problem = (
+            f"cannot take a packet of {told['bytes']} bytes: the limit is {told['limit']}; the connection was ended"
+        )
+        self.ingest.refuse(told["device"], "message.oversized", problem)
 
     def _connected(self) -> None:
         self._remind_all = True

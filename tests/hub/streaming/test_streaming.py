@@ -165,6 +165,34 @@ def test_what_is_retained_reaches_nobody_who_may_not_read_it(broker_world: World
     assert not [topic for topic, _ in bad.got if "dev-bad" not in topic]
 
 
+def test_a_packet_over_the_limit_ends_its_connection_and_no_other(broker_world: World, eventually: Wait) -> None:
+    good, bad = broker_world.device("dev-good"), broker_world.device("dev-bad")
+    bad.down.clear()
+    bad.client.publish(topics.up("dev-bad", "sample"), bytes(20_000_000), 1)
+    assert bad.down.wait(10), "the broker took 20 MB"
+    bad.client.loop_stop()
+    good.send("event", event())
+    eventually(lambda: good.marks().get(0) == 1, what="the others' acknowledgement")
+    if broker_world.broker.name == "embedded":  # Mosquitto ends the connection without a word
+        told = "SELECT device, message FROM event WHERE code = 'message.oversized'"
+        eventually(lambda: broker_world.rows(told), what="the event")
+        device, message = broker_world.rows(told)[0]
+        assert device == "dev-bad"
+        assert "cannot take a packet of 200000" in message
+        assert "the limit is 8454144" in message
+
+
+def test_the_largest_message_of_the_protocol_passes(broker_world: World, eventually: Wait) -> None:
+    device = broker_world.device("dev-1")
+    refused = broker_world.streaming.ingest.counters.refused
+    largest = messages.MAX_BYTES["sample"]
+    device.client.publish(topics.up("dev-1", "sample"), bytes(largest), 1)
+    eventually(lambda: refused["message.malformed"] == 1, what="the refusal of what it holds")
+    device.client.publish(topics.up("dev-1", "sample"), bytes(largest + 1), 1)
+    eventually(lambda: refused.total() == 2, what="the refusal by the hub")
+    assert device.client.is_connected()
+
+
 def test_a_last_will_cannot_be_forged(broker_world: World, eventually: Wait) -> None:
     good = broker_world.device("dev-good")
     broker_world.register("dev-bad")

@@ -12,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from skerry_hub.broker.rights import HUB_USER
@@ -21,6 +21,9 @@ from skerry_modules.errors import InputError, ResourceError
 
 class BrokerSettings(Protocol):
     """What :func:`choose` reads of the hub's settings."""
+
+    @property
+    def host(self) -> str: ...
 
     @property
     def broker(self) -> str: ...
@@ -148,7 +151,7 @@ def choose(settings: BrokerSettings) -> Broker:
     program = find_mosquitto()
     shape: dict[str, Any] = {
         "folder": settings.data_folder / "broker",
-        "host": settings.broker_host,
+        "host": settings.broker_host or settings.host,
         "port": settings.broker_port,
         "public_url": settings.broker_public_url,
     }
@@ -178,9 +181,22 @@ def write_private(path: Path, text: str) -> None:
     aside.rename(path)
 
 
+_WILDCARDS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
+
+
+def url_of(host: str, port: int) -> str:
+    """``mqtt://host:port``, with the brackets that an IPv6 address needs."""
+    return f"mqtt://[{host}]:{port}" if ":" in host else f"mqtt://{host}:{port}"
+
+
+def own_host(host: str) -> str:
+    """Where this machine reaches what listens on ``host``."""
+    return {"::": "::1"}.get(host, "127.0.0.1") if host in _WILDCARDS else host
+
+
 def reachable_host(host: str) -> str:
     """An address that others can use: a wildcard is replaced by this machine's outgoing address."""
-    if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
+    if host not in _WILDCARDS:
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

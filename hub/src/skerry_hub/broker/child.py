@@ -71,13 +71,13 @@ def check_port(host: str, port: int) -> None:
 
 
 class Child:
-    """One broker process on ``host:port``; its output goes to ``log_path``."""
+    """One broker process, which this machine reaches at ``host:port``; its output goes to ``log_path``."""
 
     def __init__(self, name: str, command: Sequence[str], host: str, port: int, log_path: Path) -> None:
         self.name = name
         self.restarts = 0
         self._command = list(command)
-        self._address = ("127.0.0.1" if host in ("0.0.0.0", "") else host, port)  # noqa: S104 - compared, not bound
+        self._address = (host, port)
         self._log_path = log_path
         self._stopping = threading.Event()
         self._ready = threading.Event()
@@ -150,7 +150,6 @@ class Child:
         return self._log_path.open("ab")
 
     def _spawn(self, output: IO[bytes]) -> None:
-
         command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self._command]
         self._process = subprocess.Popen(
             command,

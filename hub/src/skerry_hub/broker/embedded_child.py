@@ -3,7 +3,7 @@
 amqtt brings the protocol; who may come in, publish and read is ours, in one plugin. It also mends what amqtt 0.12
 leaves open: a client whose id is taken over stays connected; a last will is published without asking the rights; a
 client that was put out of the credentials stays in; retained messages reach whoever connects or is refused a
-subscription.
+subscription; a packet may have any size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
@@ -25,6 +26,10 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from skerry_hub.broker import rights
 from skerry_hub.devices import check_password
 from skerry_modules import topics
+from skerry_modules.messages import MAX_BYTES
+
+PACKET_BYTES: Final = max(MAX_BYTES.values()) + 64 * 1024
+"""The largest packet: the largest payload of the protocol, its topic and header."""
 
 RELOAD_S: Final = 0.25
 """How often the credentials file is looked at."""
@@ -87,6 +92,7 @@ class Gate(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
         older = self._handlers.get(client_id)
         if current is not None:
             self._handlers[client_id] = current
+            current[1].reader.client_id = client_id
         if older is not None and current is not None and older[1] is not current[1]:
             await self._put_out(older)
 
@@ -111,8 +117,40 @@ class Gate(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
             await handler.stop()
 
 
+class OversizeError(Exception):
+    """A packet is over the limit. amqtt's reader ends the connection at any error that is not its own."""
+
+
+class _Bounded(StreamReaderAdapter):  # type: ignore[misc]
+    """A connection's bytes. amqtt asks for a packet's payload at once: what is too large is not even read."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self.client_id = ""
+        self.refused = 0
+
+    async def read(self, n: int = -1) -> bytes:
+        if n > PACKET_BYTES:
+            self.refused = n
+            raise OversizeError(f"{n} bytes, the limit is {PACKET_BYTES}")
+        data: bytes = await super().read(n)
+        return data
+
+
 class _Broker(Broker):  # type: ignore[misc]
-    """amqtt's broker, with retained messages for those alone who hold the subscription."""
+    """amqtt's broker, with packets of a bounded size, and retained messages only for who holds the subscription."""
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        bounded = _Bounded(reader)
+        try:
+            await self._client_connected(listener_name, bounded, StreamWriterAdapter(writer))
+        finally:
+            writer.close()  # amqtt leaves it open where the first packet was none of MQTT's
+        if bounded.refused:
+            told = {"device": bounded.client_id, "bytes": bounded.refused, "limit": PACKET_BYTES}
+            await self.internal_message_broadcast(rights.OVERSIZED_TOPIC, msgspec.json.encode(told), 0)
 
     async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: Any) -> None:
         """amqtt asks this after a refused subscription too, and at each connect for the subscriptions of everybody."""

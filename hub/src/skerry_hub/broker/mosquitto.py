@@ -17,14 +17,14 @@ import os
 import pwd
 import signal
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from skerry_hub import broker as brokers
 from skerry_hub.broker import rights
-from skerry_hub.broker.child import Child, check_port, free_port
-from skerry_hub.devices import hash_password
+from skerry_hub.broker.child import Child
+from skerry_hub.broker.managed import ManagedBroker
 
 
 class MosquittoLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,81 +33,32 @@ class MosquittoLimits(msgspec.Struct, frozen=True, kw_only=True):
     inflight_messages: int = 200
     queued_messages: int = 100_000
     queued_bytes: int = 256 * 1024 * 1024
-    message_bytes: int = 16 * 1024 * 1024
+    message_bytes: int = 16 * 1024 * 1024  # above every kind's limit: the hub refuses what lies between, with an event
     sys_interval_s: int = 5
 
 
-class MosquittoBroker:
-    """A Mosquitto process on ``host:port`` (0: any free one) with its files in ``folder``."""
+class MosquittoBroker(ManagedBroker):
+    """A Mosquitto process: ``program``, within ``limits``; the rest as every :class:`ManagedBroker`."""
 
     name = "mosquitto"
-    managed = True
 
-    def __init__(
-        self,
-        *,
-        program: str,
-        folder: Path,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        public_url: str = "",
-        limits: MosquittoLimits | None = None,
-    ) -> None:
-        self.username = brokers.HUB_USER
-        self.password = brokers.new_password()
-        self._own_hash = hash_password(self.password)  # one salt for good: a new one would put the hub out
-        self._program, self._folder, self._host, self._port = program, folder, host, port
-        self._public_url = public_url
+    def __init__(self, *, program: str, limits: MosquittoLimits | None = None, **where: Any) -> None:
+        super().__init__(**where)
+        self._program = program
         self._limits = limits or MosquittoLimits()
-        self._credentials: dict[str, str] = {}
-        self._child: Child | None = None
 
-    @property
-    def hub_url(self) -> str:
-        host = "127.0.0.1" if self._host in ("0.0.0.0", "") else self._host  # noqa: S104 - compared, not bound
-        return f"mqtt://{host}:{self._port}"
-
-    @property
-    def public_url(self) -> str:
-        return self._public_url or f"mqtt://{brokers.reachable_host(self._host)}:{self._port}"
-
-    @property
-    def restarts(self) -> int:
-        return self._child.restarts if self._child else 0
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid if self._child else 0
-
-    def start(self) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._port = self._port or free_port(self._host)
-        check_port(self._host, self._port)
+    def _command(self) -> list[str]:
         brokers.write_private(self._folder / "acl", rights.acl_text())
-        self._write_passwords()
         config = self._folder / "mosquitto.conf"
         brokers.write_private(config, self.config_text())
-        command = [self._program, "-c", str(config.absolute())]
-        self._child = Child(self.name, command, self._host, self._port, self._folder / "mosquitto.log")
-        self._child.start()
-        return self.hub_url
+        return [self._program, "-c", str(config.absolute())]
 
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop()
-
-    def set_credentials(self, credentials: Mapping[str, str]) -> None:
-        if dict(credentials) == self._credentials:
-            return
-        self._credentials = dict(credentials)
-        if self._child is not None:
-            self._write_passwords()
-            self._child.signal(signal.SIGHUP)
-
-    def _write_passwords(self) -> None:
-        users = {**self._credentials, self.username: self._own_hash}
+    def _write_users(self, users: Mapping[str, str]) -> None:
         lines = [f"{user}:{hashed}\n" for user, hashed in users.items() if hashed]
         brokers.write_private(self._folder / "passwords", "".join(lines))
+
+    def _read_again(self, child: Child) -> None:
+        child.signal(signal.SIGHUP)
 
     def config_text(self) -> str:
         """``mosquitto.conf``."""

@@ -17,6 +17,9 @@ HUB_USER: Final = "SKERRY-HUB"
 DROPPED_TOPIC: Final = "$SYS/broker/publish/messages/dropped"
 """Mosquitto's count of messages that it dropped since its start: not one of our protocol, but one to watch."""
 
+OVERSIZED_TOPIC: Final = "$SYS/skerry/oversized"
+"""Where the embedded broker tells the hub whom it put out for a packet over the limit (JSON: device, bytes, limit)."""
+
 _PUBLISHES: Final = (topics.up("%u", "+"), topics.presence("%u"))
 _READS: Final = (topics.all_down("%u"), topics.chunk("+", "+"))  # type: ignore[arg-type]
 
