@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,25 @@ from skerry_agent.serving import aside
 
 from .conftest import Start
 from .harness import Running
-from .models import Module, linear_module
+from .models import Module, linear_module, python_module
 from .test_endpoints import parts_of, split
 from .test_faults import settled
 
-BASE = os.getpriority(os.PRIO_PROCESS, 0)
+ASIDE = os.SCHED_IDLE if aside.may_return() else os.SCHED_BATCH
 
 
-def niceness(plane: Running, module: Module) -> set[int]:
-    pid = plane.do(lambda: plane.plane.versions[module.digest].facts["pid"])
-    return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+def policies(pid: int) -> set[int]:
+    return {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
-@pytest.mark.skipif(not aside.may_return(), reason="this process may not lower its niceness: give it CAP_SYS_NICE")
+def stands(plane: Running, module: Module) -> set[int]:
+    return policies(plane.do(lambda: plane.plane.versions[module.digest].facts["pid"]))
+
+
+def compared(plane: Running, module: Module) -> int:
+    return sum(part.agreement.rows for part in parts_of(plane, module).values())
+
+
 def test_a_shadow_steps_aside_and_comes_back_when_it_is_to_answer(start: Start, tmp_path: Path) -> None:
     plane = start()
     live, copy = (linear_module(tmp_path / str(version), version=version) for version in (1, 2))
@@ -36,41 +41,79 @@ def test_a_shadow_steps_aside_and_comes_back_when_it_is_to_answer(start: Start, 
         plane.load(module)
     split(plane, (live, 100.0), shadow=(copy,))
     plane.score("e", np.ones((1, 4)))
-    settled(lambda: any(part.agreement.rows for part in parts_of(plane, copy).values()))
-    assert niceness(plane, copy) == {min(19, BASE + aside.BY)}
-    assert niceness(plane, live) == {BASE}
+    settled(lambda: compared(plane, copy))
+    settled(lambda: stands(plane, copy) == {ASIDE})
+    assert stands(plane, live) == {os.SCHED_OTHER}
     split(plane, (copy, 100.0), shadow=(live,))
     assert plane.score("e", np.ones((1, 4))).json["model_version"] == "2"
-    assert niceness(plane, copy) == {BASE}
-    plane.score("e", np.ones((1, 4)))
-    settled(lambda: any(part.agreement.rows for part in parts_of(plane, live).values()))
+    settled(lambda: stands(plane, copy) == {os.SCHED_OTHER})
+    settled(lambda: compared(plane, live))
+    assert stands(plane, live) == {os.SCHED_OTHER}  # it answered just now, and may again
     split(plane, (copy, 100.0), shadow=(copy,))  # one that does both does not wait behind others
     for _ in range(3):
         assert plane.score("e", np.ones((1, 4))).status == 200
-    assert niceness(plane, copy) == {BASE}
+    settled(lambda: compared(plane, copy))
+    assert stands(plane, copy) == {os.SCHED_OTHER}
+
+
+def test_what_waits_is_dropped_when_a_shadow_is_to_answer(start: Start, tmp_path: Path) -> None:
+    """A client does not wait behind copies."""
+    plane = start()
+    live = linear_module(tmp_path / "1", version=1)
+    text = "import time\ndef run(inputs):\n    time.sleep(0.2)\n    return {'y': inputs['x'].sum(axis=-1)}\n"
+    slow = python_module(tmp_path / "2", text, name="linear", version=2)
+    for module in (live, slow):
+        plane.load(module)
+    split(plane, (live, 100.0), shadow=(slow,))
+    for _ in range(20):
+        plane.score("e", np.ones((1, 4)))
+    settled(lambda: stands(plane, slow) == {ASIDE})
+    split(plane, (slow, 100.0))
+    assert plane.score("e", np.ones((1, 4))).status == 200
+    part = parts_of(plane, slow)["e", "shadow"]
+    assert part.agreement.dropped >= 15
+    assert part.errors == part.agreement.failed == 0
+
+
+def test_a_copy_that_is_late_gets_its_time_once_more_and_one_that_hangs_is_ended(start: Start, tmp_path: Path) -> None:
+    """In the idle class a copy may be late for want of a core: that is no hang. One that hangs is one all the same."""
+    plane = start()
+    live = linear_module(tmp_path / "1", version=1)
+    text = (
+        "import time\ndef run(inputs):\n    time.sleep(float(inputs['x'][0, 0]))\n"
+        "    return {'y': inputs['x'].sum(axis=-1)}\n"
+    )
+    copy = python_module(tmp_path / "2", text, name="linear", version=2, request_timeout_s=1)
+    for module in (live, copy):
+        plane.load(module)
+    split(plane, (live, 100.0), shadow=(copy,))
+    plane.score("e", np.full((1, 4), 1.5))
+    settled(lambda: stands(plane, copy) == {ASIDE})
+    settled(lambda: stands(plane, copy) == {os.SCHED_OTHER})
+    settled(lambda: plane.score("e", np.full((1, 4), 0.01)).status == 200 and stands(plane, copy) == {ASIDE})
+    assert plane.exits == []
+    part = parts_of(plane, copy)["e", "shadow"]
+    assert part.agreement.dropped >= 1  # late: nobody waits for it, and it says nothing of the model
+    assert part.errors == part.agreement.failed == 0
+    plane.score("e", np.full((1, 4), 600.0))
+    assert settled(lambda: plane.exits)[0][1] == "hang"
 
 
 def test_all_threads_step_aside_and_come_back() -> None:
-    if not aside.may_return():
-        pytest.skip("this process may not lower its niceness: give it CAP_SYS_NICE")
-    over = threading.Event()
-    other = threading.Thread(target=over.wait)
-    other.start()
-    one = aside.Aside()
-    try:
-        one.shadows()
-        assert os.getpriority(os.PRIO_PROCESS, other.native_id or 0) == min(19, BASE + aside.BY)
-        one.answers()
-        assert os.getpriority(os.PRIO_PROCESS, other.native_id or 0) == BASE
-        one.shadows()  # an answer was asked for just now
-        assert os.getpriority(os.PRIO_PROCESS, 0) == BASE
-    finally:
-        one.answers()
-        over.set()
-        other.join()
+    script = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(1, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 2
+        aside.step_aside(process.pid)
+        assert policies(process.pid) == {ASIDE}
+        aside.come_back(process.pid)
+        assert policies(process.pid) == {os.SCHED_OTHER}
+        process.communicate()
+    aside.step_aside(process.pid)  # gone: nothing happens
 
 
-def test_a_process_that_may_not_come_back_stays() -> None:
+def test_a_process_that_may_not_come_back_from_the_idle_class_does_not_enter_it() -> None:
     """Without privileges, and with no RLIMIT_NICE."""
     if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_NICE)[0] != 0:
         pytest.skip("this user may lower niceness, and cannot become one who may not")
@@ -80,12 +123,12 @@ resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
 if os.geteuid() == 0:
     os.setgroups([])
     os.setuid(65534)
-from skerry_agent.serving import aside
-before = os.getpriority(os.PRIO_PROCESS, 0)
-one = aside.Aside()
-one.shadows()
-print(aside.may_return(), os.getpriority(os.PRIO_PROCESS, 0) == before)
+print(aside.may_return())
+aside.step_aside(os.getpid())
+print(os.sched_getscheduler(0) == os.SCHED_BATCH)
+aside.come_back(os.getpid())
+print(os.sched_getscheduler(0) == os.SCHED_OTHER)
 """
     script = "from skerry_agent.serving import aside\n" + script  # root may read what nobody may not
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("False True", "")
+    assert (done.stdout.split(), done.stderr) == (["False", "True", "True"], "")

@@ -1,77 +1,64 @@
-"""A worker that scores copies in shadow steps aside for those that answer, where the system lets it come back.
+"""A worker that scores only copies in shadow steps aside for those that answer, where the system lets it come back.
 
-Its niceness goes up by :data:`BY`, so that on busy cores it gets about a tenth of what a live worker gets: enough to go
-on, and hardly felt. It comes back when it is asked for an answer, and stays until :data:`QUIET_S` have passed since the
-last one: one that answers and shadows by turns must not be late with its answers.
+It gets the scheduling class for idle work (``SCHED_IDLE``): it runs where nobody else wants the core, and whoever wakes
+there takes the core from it at once. Niceness would not do: it sets the share over time, but one that wakes beside a
+nice process still waits for that to end its turn of some milliseconds.
 
-Only a process with ``CAP_SYS_NICE`` or ``RLIMIT_NICE`` may lower its niceness again (``LimitNICE=+0`` of systemd,
-Docker's ``--ulimit nice=20``). Where it may not, it never raises it: a version that is promoted must not stay behind.
+Only a process with ``CAP_SYS_NICE`` or ``RLIMIT_NICE`` may leave that class again (``LimitNICE=+0`` of systemd,
+Docker's ``--ulimit nice=20``). Where it may not, a version that is promoted would stay behind for ever: there it only
+becomes a batch process (``SCHED_BATCH``), which everyone may leave, and which at least never interrupts another when it
+wakes.
+
+The zygote does this, as it does the killing: only a parent knows that a process id is still its child's.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-BY: Final = 10
-QUIET_S: Final = 10.0
+_PARAM: Final = os.sched_param(0)  # static priority: 0 for all classes but real-time
 
 
-class Aside:
-    """Of one worker process."""
-
-    def __init__(self) -> None:
-        self._base = os.getpriority(os.PRIO_PROCESS, 0)
-        self._stepped = False
-        self._may: bool | None = None
-        self._answered = -QUIET_S
-
-    def answers(self) -> None:
-        """A client waits: come back."""
-        self._answered = time.monotonic()
-        if self._stepped:
-            self._stepped = False
-            _renice(self._base)
-
-    def shadows(self) -> None:
-        """A copy is scored: step aside, unless answers were asked for just now."""
-        if self._stepped or self._may is False or time.monotonic() - self._answered < QUIET_S:
-            return
-        if self._may is None:
-            self._may = may_return()
-        if self._may:
-            self._stepped = True
-            _renice(min(19, self._base + BY))
+def step_aside(pid: int) -> None:
+    """All threads of that process yield from now on. Nothing happens if it is gone."""
+    _stand(pid, os.SCHED_IDLE if may_return() else os.SCHED_BATCH)
 
 
+def come_back(pid: int) -> None:
+    """And are again as they were; their niceness was never touched."""
+    _stand(pid, os.SCHED_OTHER)
+
+
+@cache
 def may_return() -> bool:
-    """Whether this process may lower its niceness; tried by a thread of its own, since on Linux each has its own."""
-    found: list[bool] = []
-
-    def attempt() -> None:
-        base = os.getpriority(os.PRIO_PROCESS, 0)
+    """Whether a process like this one may leave the idle class; tried by a child, which may not come back from it."""
+    pid = os.fork()
+    if pid == 0:
         try:
-            os.setpriority(os.PRIO_PROCESS, 0, base + 1)
-            os.setpriority(os.PRIO_PROCESS, 0, base)
-        except OSError:
-            return
-        found.append(base < 19)
+            os.sched_setscheduler(0, os.SCHED_IDLE, _PARAM)
+            os.sched_setscheduler(0, os.SCHED_OTHER, _PARAM)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
 
-    thread = threading.Thread(target=attempt)
+
+def _stand(pid: int, policy: int) -> None:
+    done: set[str] = set()
     try:
-        thread.start()
-    except RuntimeError:  # no memory for its stack
-        return False
-    thread.join()
-    return bool(found and found[0])
+        while left := {task.name for task in Path(f"/proc/{pid}/task").iterdir()} - done:  # it may start one meanwhile
+            for name in left:
+                _change(int(name), policy)
+            done |= left
+    except FileNotFoundError:
+        return
 
 
-def _renice(niceness: int) -> None:
-    for task in Path("/proc/self/task").iterdir():  # the engine's threads too
-        try:
-            os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
-        except ProcessLookupError:
-            continue  # it ended meanwhile
+def _change(thread: int, policy: int) -> None:
+    try:
+        os.sched_setscheduler(thread, policy, _PARAM)
+    except (ProcessLookupError, PermissionError):
+        return  # it ended meanwhile; or a system that has no such classes (gVisor): then it stays as it is

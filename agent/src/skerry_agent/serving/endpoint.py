@@ -12,24 +12,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import struct
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from skerry_agent.rules import split
-from skerry_modules.messages import Agreement, Route
+from skerry_modules.messages import Route
 
 if TYPE_CHECKING:
     from skerry_agent.serving.item import Item
     from skerry_agent.serving.version import Version
 
 _IN_REGION: Final = b'"shared_memory_region"'
-SHADOW_HEAD: Final = struct.Struct("<Ii")
-"""In front of a shadow's body: the length of the request, the length of the answer's JSON part (−1: all of it)."""
-
 COPY_AFTER_S: Final = 0.002
 """A copy is made so long after the answer: made at once it would run before the answer's bytes are flushed, and its
 worker would wake on the core that the client is about to wake on."""
@@ -78,25 +70,4 @@ class Endpoint:
             return  # answered: the client may have put its next tensor there by now
         for route, version in self.shadows:
             if route.percent >= 100 or random.random() * 100 < route.percent:
-                version.shadow(item, json, body)
-
-
-class Shadow:
-    """A copy of a request: an ``Item`` that nobody waits for."""
-
-    __slots__ = ("_version", "began", "body", "endpoint", "json")
-
-    low = False
-    shadow = True
-    after: Callable[[int, bytes], None] | None = None
-
-    def __init__(self, version: Version, item: Item, json: int, body: bytes) -> None:
-        self._version = version
-        self.endpoint = item.endpoint
-        self.json = item.json
-        self.body = b"".join((SHADOW_HEAD.pack(len(item.body), json), item.body, body))
-        self.began = time.monotonic()
-
-    def reply(self, status: int, code: str, json: int, body: bytes) -> None:
-        found = msgspec.msgpack.decode(body, type=Agreement) if status == 200 else Agreement(failed=1)
-        self._version.shadowed(self, found)
+                version.copies.take(item, json, body)

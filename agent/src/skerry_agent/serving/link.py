@@ -27,7 +27,7 @@ _JOIN_BYTES: Final = 64 * 1024
 class WorkerLink(asyncio.Protocol):
     """One worker process, from the request to fork it to its end."""
 
-    def __init__(self, name: str, log_lines: int) -> None:
+    def __init__(self, nursery: Nursery, name: str, log_lines: int) -> None:
         self.serial = 0
         self.scored = False  # it has answered a request
         self.served = False  # it has loaded its model
@@ -35,6 +35,7 @@ class WorkerLink(asyncio.Protocol):
         self.killed_for = ""  # why we killed it
         self.title = ""  # what the process called itself when it ended
         self.tail: deque[str] = deque(maxlen=log_lines)
+        self._nursery = nursery
         self._name = name
         self._reader = Reader()
         self._pending: list[bytes] = []
@@ -64,7 +65,7 @@ class WorkerLink(asyncio.Protocol):
             ResourceError: the engine or its zygote cannot be started.
         """
         await nursery.ready()
-        self = cls(name, log_lines)
+        self = cls(nursery, name, log_lines)
         self._on_frame, self._on_lost, self._on_exit = on_frame, on_lost, on_exit
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._log_fd, log_write = os.pipe()
@@ -127,6 +128,10 @@ class WorkerLink(asyncio.Protocol):
         pending, self._pending = self._pending, []
         if pending and self._transport is not None:
             self._transport.writelines(pending)
+
+    def stand(self, *, aside: bool) -> None:
+        """Have the process yield to all others, or be as they are again."""
+        self._nursery.stand(self.serial, aside=aside)
 
     def close(self) -> None:
         """End of file for the worker, which then ends by itself; nothing more is heard of it."""

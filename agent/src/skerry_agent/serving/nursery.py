@@ -95,9 +95,16 @@ class Nursery:
         return self._serial
 
     def kill(self, serial: int, number: int = signal.SIGKILL) -> None:
+        self._order(serial, orders.Kill(serial, number))
+
+    def stand(self, serial: int, *, aside: bool) -> None:
+        """Have a worker yield to all others, or be as they are again: see ``serving.aside``."""
+        self._order(serial, orders.Stand(serial, aside))
+
+    def _order(self, serial: int, order: orders.ToZygote) -> None:
         if self._control is not None and serial in self._handlers:
             with contextlib.suppress(OSError):
-                self._control.send(msgspec.msgpack.encode(orders.Kill(serial, number)))
+                self._control.send(msgspec.msgpack.encode(order))
 
     def _hear(self) -> None:
         assert self._control is not None

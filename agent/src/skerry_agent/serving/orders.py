@@ -30,6 +30,13 @@ class Kill(msgspec.Struct, tag=True, array_like=True):
     signal: int
 
 
+class Stand(msgspec.Struct, tag=True, array_like=True):
+    """Have a worker yield to all others, or be as they are again: see ``serving.aside``."""
+
+    serial: int
+    aside: bool
+
+
 class Ready(msgspec.Struct, tag=True, array_like=True):
     version: str
 
@@ -91,7 +98,7 @@ class Observed(msgspec.Struct):
 
 
 FromZygote = Ready | Broken | Born | Exited
-ToZygote = Spawn | Kill
+ToZygote = Spawn | Kill | Stand
 
 _FAMILIES: dict[str, type[SkerryError]] = {"input": InputError, "peer": PeerError, "resource": ResourceError}
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -26,6 +26,7 @@ from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.front import HttpFront
 from skerry_agent.serving.item import Item
 from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.pages import give_back
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.version import Version
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from skerry_agent.serving.grpc_front import GrpcFront
 
 log = logging.getLogger(__name__)
+
+SETTLED_S: Final = 2.0
+"""After the last change of routes: giving memory back holds the loop for some milliseconds, so not for each of many."""
 
 _EMPTY = VersionCounters(0, 0, 0, Distribution(), {}, {})
 
@@ -60,6 +64,7 @@ class Plane:
         self._homes: dict[str, tuple[str, str]] = {}  # which of them a version's workers come from
         self._capture_rate = -1.0
         self._closing = False
+        self._settling: asyncio.TimerHandle | None = None
 
     @property
     def port(self) -> int:
@@ -106,6 +111,8 @@ class Plane:
     async def stop(self) -> None:
         """Let answers go out, then end all workers and zygotes."""
         self._closing = True
+        if self._settling is not None:
+            self._settling.cancel()
         if self._grpc is not None:
             await self._grpc.stop()
         await self._front.stop()
@@ -350,14 +357,22 @@ class Plane:
             raise BugError("internal.bug", f"cannot route {endpoint}: all shares are 0")
         for _, version in live:
             version.admitted = True
+            version.copies.drop()
         copies = [(route, self._versions[one]) for route, one in zip(shadow, shadow_digests, strict=True)]
         made = Endpoint(endpoint, live, copies)
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
+        self._settle()
         for version in before.versions if before is not None and live else ():
             # Its worker is lent away, or died and comes back later if at all: nobody need wait for that any more.
             if not version.ready and not self.is_routed(version):
                 version.hand_over(made.choose())
+
+    def _settle(self) -> None:
+        """Once changes have come to rest, give back the memory that they needed."""
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = asyncio.get_running_loop().call_later(SETTLED_S, give_back)
 
     def is_ready(self) -> bool:
         """Whether every endpoint that has a version can score now."""

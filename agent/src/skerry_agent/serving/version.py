@@ -20,8 +20,8 @@ import msgspec
 from skerry_agent.ports import VersionCounters
 from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.copies import DROPPED, Copies
 from skerry_agent.serving.counters import Counters
-from skerry_agent.serving.endpoint import Shadow
 from skerry_agent.serving.exits import in_step
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.item import Events, Item
@@ -32,7 +32,6 @@ from skerry_agent.serving.yielding import Recent, Room
 from skerry_modules import messages
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
-from skerry_modules.messages import Agreement
 from skerry_modules.profiles import Limits
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Version:
         self._marks: dict[bytes, None] = {}
         self._captures: list[Ticket] = []
         self._counters = Counters()
-        self._shadows = self._shadow_bytes = 0  # copies that wait or are being scored
+        self.copies = Copies(self, settings, self._counters)  # scored in shadow
 
     # -- requests
 
@@ -142,11 +141,17 @@ class Version:
         if link is None or not self.ready:
             return
         send = link.send_soon if self._dispatch.flying else link.send  # a worker that waits gets it at once
-        for ticket in self._dispatch.send(time.monotonic()):
+        now = time.monotonic()
+        for ticket in self._dispatch.send(now):
             item = ticket.item
             body = item.body
             flags = frames.ALONE if ticket.alone else 0
             kind = Kind.SHADOW if item.shadow else Kind.INFER
+            if self.copies.aside != item.shadow:
+                if not item.shadow:
+                    self.copies.answers(link, now)
+                elif not self._calls:
+                    self.copies.step_aside(link, now, self._dispatch.flying)
             head = frames.pack(kind, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags)
             send(head, body)
 
@@ -175,7 +180,7 @@ class Version:
     ) -> None:
         ticket.done = True
         item = ticket.item
-        if not item.low:
+        if not item.low and not (item.shadow and status in DROPPED):
             seconds = now - item.began
             self._counters.add(item.endpoint, item.shadow, seconds, status >= 500)
             if not item.shadow:
@@ -197,27 +202,6 @@ class Version:
     def take_counters(self) -> VersionCounters:
         return self._counters.take()
 
-    # -- in shadow
-
-    def shadow(self, item: Item, json: int, body: bytes) -> None:
-        """Score a copy of a request that was answered with ``body``, unless this version is busy."""
-        size, settings = len(item.body) + len(body), self._settings
-        most = 1 if self.admitted else settings.shadow_requests
-        full = self._shadows >= most or (self._shadows and self._shadow_bytes + size > settings.shadow_bytes)
-        if full or not self.ready:
-            self._counters.compared(item.endpoint, Agreement(dropped=1))
-            return
-        made = Shadow(self, item, json, body)
-        self._shadows += 1
-        self._shadow_bytes += len(made.body)
-        self.submit(made, self.manifest.resources.request_timeout_s)
-
-    def shadowed(self, copy: Shadow, found: Agreement) -> None:
-        """A copy came to its end."""
-        self._shadows -= 1
-        self._shadow_bytes -= len(copy.body)
-        self._counters.compared(copy.endpoint, found)
-
     # -- deadlines
 
     def _look(self) -> None:
@@ -230,7 +214,10 @@ class Version:
             text = f"cannot score within the deadline: {seconds:.3g} s have passed; ask less, or allow more time"
             self._finish(ticket, now, 503, "scoring.deadline", -1, oip.error_body(text))
         if self._dispatch.hangs(now) and (self.ready or self.suspended):
-            self.kill("hang")
+            if self.copies.spare(self._link, next(iter(self._dispatch.flying))):
+                self._dispatch.head_since = now
+            else:
+                self.kill("hang")
         when = self._dispatch.next_look()
         if when is not None:
             self._watch = asyncio.get_running_loop().call_later(max(when - now, 0.005), self._look)
@@ -290,6 +277,7 @@ class Version:
             on_lost=self._on_lost,
             on_exit=self._on_exit,
         )
+        self.copies.aside = False  # a new process
         load = orders.Load(
             digest=self.digest,
             folder=str(self.folder),
@@ -330,6 +318,7 @@ class Version:
         """
         if self._link is None or self._link.exited:
             raise PeerError("install.load_failed", f"cannot reach the worker of {self.manifest.name}: it is starting")
+        self.copies.come_back(self._link)
         number = _CONTROL | self._next
         self._next += 1
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -455,6 +444,8 @@ class Version:
 
     async def stop(self, drain_s: float) -> None:
         """Let requests in flight end (at most ``drain_s``), then end the worker."""
+        self.copies.drop()
+        self.copies.come_back(self._link)
         if drain_s > 0 and not self._dispatch.idle:
             self._drained = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):

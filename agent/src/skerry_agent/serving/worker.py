@@ -28,11 +28,11 @@ from skerry_agent import engines, golden
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, oip, orders
-from skerry_agent.serving.aside import Aside
 from skerry_agent.serving.codec import Answer, Codec, Request
-from skerry_agent.serving.endpoint import SHADOW_HEAD
+from skerry_agent.serving.copies import HEAD
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.observe import Observer
+from skerry_agent.serving.pages import release_files
 from skerry_modules import messages
 from skerry_modules.errors import BugError, PeerError, SkerryError
 from skerry_modules.manifest import Manifest
@@ -53,7 +53,6 @@ class Worker:
         self._model: LoadedModel | None = None
         self._steps: Callable[[], dict[str, Distribution]] | None = None  # of a pipeline
         self._batch_rows = 1
-        self._aside: Aside | None = None  # none before the first copy: most versions are never in shadow
         self._report_s = 1.0
         self._reported = time.monotonic()
 
@@ -79,8 +78,6 @@ class Worker:
         """What one receive brought: requests that came together are scored together where that is proven."""
         waiting: list[Frame] = []
         for frame in found:
-            if self._aside is not None and frame.kind == Kind.INFER:
-                self._aside.answers()
             if frame.kind == Kind.INFER and self._batch_rows > 1 and not frame.flags & frames.ALONE:
                 waiting.append(frame)
                 continue
@@ -128,13 +125,10 @@ class Worker:
         """Score a copy of a request, and tell how the outputs compare with the answer that the client was given."""
         from skerry_agent.serving import compare
 
-        if self._aside is None:
-            self._aside = Aside()
-        self._aside.shadows()
-        size, json = SHADOW_HEAD.unpack_from(frame.body)
-        end = SHADOW_HEAD.size + size
+        size, json = HEAD.unpack_from(frame.body)
+        end = HEAD.size + size
         try:
-            request = self._codec.parse(frame.body[SHADOW_HEAD.size : end], frame.json)
+            request = self._codec.parse(frame.body[HEAD.size : end], frame.json)
             outputs = self._score(request.inputs)
             found = compare.compare(self._manifest, compare.read_answer(json, frame.body[end:]), outputs)
         except Exception as error:
@@ -260,6 +254,7 @@ class Worker:
         self._batch_rows = proof.rows
         self._report_s = order.report_s
         set_receive_timeout(self._sock, order.report_s)
+        release_files()
         return {
             "load_ms": round((time.monotonic() - began) * 1000, 3),
             "memory": private_bytes(),

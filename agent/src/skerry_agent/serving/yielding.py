@@ -37,6 +37,11 @@ class Recent:
         self.beside = False  # a request of low priority is with the worker
         self._found: deque[tuple[float, float, bool]] = deque(maxlen=KEPT)
 
+    @property
+    def last(self) -> float:
+        """When the last was answered; minus infinity if none was."""
+        return self._found[-1][0] if self._found else float("-inf")
+
     def add(self, now: float, seconds: float) -> None:
         self._found.append((now, seconds, self.beside))
 

@@ -11,7 +11,6 @@ agent ends (PDEATHSIG and end of file), and its workers with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import resource
@@ -26,10 +25,10 @@ import msgspec
 
 from skerry_agent import engines
 from skerry_agent.parent import die_with_parent
-from skerry_agent.serving import orders, worker
+from skerry_agent.serving import aside, orders, worker
+from skerry_agent.serving.pages import give_back
 
 MESSAGE_BYTES: Final = 64 * 1024
-_MADV_DONTNEED: Final = 4
 _OOM_SCORE: Final = "500"
 """A device that runs out of memory should lose a worker, which comes back, before anything else."""
 _orders = msgspec.msgpack.Decoder(orders.ToZygote)
@@ -51,7 +50,7 @@ class Zygote:
             self._tell(orders.Broken(f"{type(error).__name__}: {error}"))
             return
         gc.collect()
-        release_code()
+        give_back()
         gc.freeze()  # the collector would otherwise touch, and so copy, every shared page in each worker
         self._watch_children()
         self._tell(orders.Ready(version))
@@ -90,6 +89,9 @@ class Zygote:
             case orders.Kill(serial=serial, signal=number):
                 if pid := self._children.get(serial):
                     os.kill(pid, number)
+            case orders.Stand(serial=serial, aside=yields):
+                if pid := self._children.get(serial):
+                    aside.step_aside(pid) if yields else aside.come_back(pid)
         return True
 
     def _reap(self) -> None:
@@ -151,21 +153,6 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""
-
-
-def release_code() -> None:
-    """Unmap the code pages that importing touched: a zygote waits, and hardly needs one of them again.
-
-    They stay in the page cache, so that a worker finds them by a minor fault (as after any fork), and the system may
-    drop them when memory is short. Only executable mappings: they hold nothing that was written.
-    """
-    libc = ctypes.CDLL(None)
-    with Path("/proc/self/maps").open() as lines:
-        for line in lines:
-            span, rights = line.split()[:2]
-            if rights == "r-xp" and "/" in line:
-                start, end = (int(part, 16) for part in span.split("-"))
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
 def capture_output(log: int) -> None:
