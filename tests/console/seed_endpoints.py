@@ -11,6 +11,7 @@ from skerry_modules.histogram import Histogram
 from skerry_modules.messages import Agreement, Route
 
 MINUTE = 60_000
+NO_REASON = {"reason": "", "message": ""}
 
 
 def endpoints(now: int) -> list[dict[str, Any]]:
@@ -32,10 +33,23 @@ def endpoints(now: int) -> list[dict[str, Any]]:
 
 
 def members(devices: list[str]) -> list[dict[str, Any]]:
-    """Rows of ``endpoint_device``."""
+    """Rows of ``endpoint_device``: the lab's cameras have it, its gates cannot."""
     text = "digits:4 needs 312 MB, profile leaves 256 MB"
-    left_out = {"endpoint": "digits", "device": devices[1], "reason": "unschedulable.memory", "message": text}
-    return [{"endpoint": "digits", "device": devices[0], "reason": "", "message": ""}, left_out]
+    return [
+        {"endpoint": "digits", "device": device}
+        | ({"reason": "unschedulable.memory", "message": text} if device.startswith("gate") else NO_REASON)
+        for device in devices
+        if device.startswith(("cam-lab", "gate-lab"))
+    ]
+
+
+def loaded(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of ``device_module``: where the endpoint is, digits:2 is loaded beside the current version and answers."""
+    side = {"role": "side", "step": "serve"}
+    return [
+        row | side if row["device"].startswith("cam-lab") and (row["module"], row["version"]) == ("digits", 2) else row
+        for row in modules
+    ]
 
 
 def telemetry(now: int, device: str) -> list[dict[str, Any]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import httpx
 import pytest
 from sqlmodel import col, select
 
 from console.conftest import PHONE, Open, Served, Speaker
+from skerry_hub.console import live as console_live
 from skerry_hub.tables import Assignment, Rollout
 from skerry_modules.messages import ModulePhase
 from support.processes import wait_until
@@ -69,6 +71,41 @@ def test_a_lost_connection_shows_and_comes_back(acting: Served, watched: Open, s
     page.context.set_offline(False)
     page.locator("#lost").wait_for(state="hidden")
     page.get_by_text("said while nobody listened").wait_for()
+
+
+def test_a_page_without_a_seat_asks_for_itself_until_there_is_one(
+    acting: Served, watched: Open, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_live, "POLL_S", 0.3)
+    monkeypatch.setattr(acting.hub.seats, "limit", 0)
+    page = watched(acting.url + "/devices/cam-lab-24", strict=False).page
+    page.locator("html[data-live=polling]").wait_for(state="attached")
+    mark(page)
+    speaker.event("cam-lab-24", "run.hang", "said while no seat was free")
+    page.get_by_text("said while no seat was free").wait_for()
+    assert not page.locator("#lost").is_visible()
+    assert not page.locator("#flash").inner_text(), "it is no error that a person must act on"
+    monkeypatch.setattr(acting.hub.seats, "limit", 200)
+    live(page)
+    assert not_reloaded(page)
+
+
+@pytest.mark.parametrize("path", ["/live?topics=fleet", "/api/v1/stream"])
+def test_live_connections_are_bounded_and_their_seats_are_given_back(
+    path: str, acting: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seats = acting.hub.seats
+    wait_until(lambda: not seats.taken, what="the end of other tests' pages")
+    monkeypatch.setattr(seats, "limit", 1)
+    with httpx.stream("GET", acting.url + path) as first:
+        assert first.status_code == 200
+        parts = first.iter_text()  # kept: its end would end the connection
+        assert next(parts)
+        refused = httpx.get(acting.url + path)
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "resource.too_many_streams"
+        assert int(refused.headers["retry-after"]) > 0
+    wait_until(lambda: seats.taken < seats.limit, what="the seat that was given back")
 
 
 def test_a_rollout_is_started_watched_paused_resumed_and_succeeds(

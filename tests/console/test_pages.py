@@ -26,11 +26,28 @@ PAGES = {
     "new rollout": "/rollouts/new?version=digits:4",
     "endpoints": "/endpoints",
     "endpoint": "/endpoints/digits",
+    "new endpoint": "/new/endpoint",
+    "changed endpoint": "/endpoints/digits/edit",
+    "environments": "/environments",
+    "environment": "/environments/vision",
+    "locked": "/environments/vision/versions/2",
     "samples": "/samples",
     "events": "/events",
     "audit": "/audit",
 }
-EMPTY = ("/", "/devices", "/models", "/rollouts", "/rollouts/new", "/endpoints", "/samples", "/events", "/audit")
+EMPTY = (
+    "/",
+    "/devices",
+    "/models",
+    "/rollouts",
+    "/rollouts/new",
+    "/endpoints",
+    "/new/endpoint",
+    "/environments",
+    "/samples",
+    "/events",
+    "/audit",
+)
 
 ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text()
 

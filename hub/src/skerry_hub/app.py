@@ -23,6 +23,7 @@ from skerry_hub.broker import Broker, parse_url
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
 from skerry_hub.lease import Lease
+from skerry_hub.live import Seats
 from skerry_hub.objects import FolderStore, ObjectStore
 from skerry_hub.rollouts import RolloutEngine
 from skerry_hub.samples import CompactSettings
@@ -41,6 +42,7 @@ class Hub:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bus = Bus()
+        self.seats = Seats(settings.streams_max)
         self.db = Database(settings.database_url, busy_s=settings.database_busy_s, pool=settings.database_pool)
         self.key: trust.SigningKey
         self.objects: ObjectStore

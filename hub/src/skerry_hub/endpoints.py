@@ -91,7 +91,7 @@ def put(
     """
     check(name, routes, shadow)
     row = _locked(session, name)
-    before = _way_back(row, routes) if row is not None and keep_before else ()
+    before = way_back(row, routes) if row is not None and keep_before else ()
     named = {(one.module, one.version) for one in (*routes, *shadow, *before)}
     if len(named) > MAX_VERSIONS:
         raise _invalid(name, f"{len(named)} versions stand behind it; the limit is {MAX_VERSIONS}")
@@ -273,7 +273,7 @@ def _join(session: Session, endpoint: Endpoint, device: Device) -> bool:
     return obstacle is None
 
 
-def _way_back(row: Endpoint, routes: Sequence[Route]) -> tuple[Route, ...]:
+def way_back(row: Endpoint, routes: Sequence[Route]) -> tuple[Route, ...]:
     """The split to keep for going back: the one in force, or, where only shadows change, the one before it."""
     split = routes_of(row.split)
     return routes_of(row.before) if split == tuple(routes) else split

@@ -76,6 +76,9 @@ class Settings:
         3600.0, "s", "How old an unreferenced object must be before it is collected; looked at as often"
     )
     stream_keepalive_s: float = _setting(15.0, "s", "Silence on the event stream after which a comment is sent")
+    streams_max: int = _setting(
+        200, "count", "Live connections (open pages of the console, event streams) at once; a further one is told 503"
+    )
     shutdown_s: float = _setting(3.0, "s", "How long a stopping hub waits for open requests")
     telemetry_days: float = _setting(30.0, "days", "How long telemetry is kept; 0: for ever")
     health_days: float = _setting(14.0, "days", "How long devices' health is kept; 0: for ever")

@@ -16,6 +16,7 @@ from sqlmodel import col, select
 from skerry_hub import keys
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_text
 from skerry_hub.clock import now_ms
+from skerry_hub.live import LiveResponse
 from skerry_hub.rules.rollout import ACTIVE
 from skerry_hub.tables import Device, Model, PublisherKey, Rollout
 from skerry_modules import profiles
@@ -135,14 +136,14 @@ async def stream(
     topic: Annotated[
         list[str] | None, Query(description="Only these topics, repeated; a final * matches any end")
     ] = None,
-) -> StreamingResponse:
+) -> LiveResponse:
     """Server-sent events that say "look again": `event: <topic's kind>`, `data: <topic>`.
 
     Topics are `fleet`, `device:<id>`, `rollout:<id>`, `models`, `samples` and `events`. A nudge carries no data and
-    nothing is lost by a miss: read the state that it names.
+    nothing is lost by a miss: read the state that it names. A hub keeps so many of these open at once; then it is
+    503 with `Retry-After`.
     """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_nudges(hub, tuple(topic or ())), media_type="text/event-stream", headers=headers)
+    return LiveResponse(_nudges(hub, tuple(topic or ())), hub.seats)
 
 
 async def _nudges(hub: HubOf, wanted: tuple[str, ...]) -> AsyncIterator[str]:

@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 
 def mount(app: FastAPI) -> None:
     """Add the console's pages, assets and headers to ``app``; ``app.state.hub`` is asked at each request."""
-    from skerry_hub.console import routes, routes_devices, routes_endpoints, routes_models, routes_rollouts
+    from skerry_hub.console import (
+        routes,
+        routes_devices,
+        routes_endpoints,
+        routes_environments,
+        routes_models,
+        routes_rollouts,
+    )
     from skerry_hub.console.pulse import Pulse
     from skerry_hub.console.security import ConsoleHeaders
 
     app.state.console_pulse = Pulse()
-    for module in (routes, routes_devices, routes_endpoints, routes_models, routes_rollouts):
+    areas = (routes, routes_devices, routes_endpoints, routes_environments, routes_models, routes_rollouts)
+    for module in areas:
         app.include_router(module.router)
     app.add_middleware(ConsoleHeaders)

@@ -2,7 +2,8 @@
 
 The event carries no data. The page answers it by asking for its own ``main`` again, so what is shown is always one
 consistent reading of the database, and a missed nudge costs nothing. ``tick`` events keep the connection honest: a
-browser that hears neither for a while says that the connection is lost.
+browser that hears neither for a while says that the connection is lost. A page that gets no seat
+(:mod:`skerry_hub.live`) asks for itself now and then instead.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
 
 from skerry_hub.bus import Bus
+from skerry_hub.live import LiveResponse
 
 MIN_GAP_S: Final = 1.0
 """Nudges closer than this become one: a busy fleet nudges a thousand times a second."""
 TICK_S: Final = 10.0
 """How often a silent connection says that it lives; the page waits three times as long."""
+POLL_S: Final = 10.0
+"""How often a page without a seat asks for itself; it asks for a seat again after three times as long."""
 MAX_TOPICS: Final = 16
 
 
@@ -51,10 +54,7 @@ async def events(bus: Bus, topics: str) -> AsyncIterator[str]:
             yield "event: tick\ndata:\n\n"
 
 
-async def stream(request: Request) -> StreamingResponse:
+async def stream(request: Request) -> LiveResponse:
     topics = request.query_params.get("topics", "fleet")
-    return StreamingResponse(
-        events(request.app.state.hub.bus, topics),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    hub = request.app.state.hub
+    return LiveResponse(events(hub.bus, topics), hub.seats)

@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from skerry_hub.console import charts, errors, live
 from skerry_hub.console.pulse import SPAN_MS, Pulse
 from skerry_hub.console.queries import fleet, log, rollouts
-from skerry_hub.console.templating import STATIC, asset_digest, now_ms, page
+from skerry_hub.console.templating import STATIC, asset_digest, is_partial, now_ms, page
 
 router = APIRouter(include_in_schema=False)
 
@@ -39,6 +39,13 @@ def pages(request: Request, name: str = "page") -> Any:
         return f"{request.url.path}?{urlencode([*kept, (name, number)])}"
 
     return address
+
+
+def to(request: Request, address: str) -> Response:
+    """See other; for htmx as a header, so that the address bar follows."""
+    if is_partial(request):
+        return Response(status_code=200, headers={"HX-Redirect": address})
+    return RedirectResponse(address, status_code=303)
 
 
 @router.get("/")

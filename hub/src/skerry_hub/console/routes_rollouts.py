@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from skerry_hub.console.forms import RolloutForm, format_waves
 from skerry_hub.console.queries import models as model_queries
 from skerry_hub.console.queries import rollouts as rollout_queries
-from skerry_hub.console.routes import hub, number_of, pages
+from skerry_hub.console.routes import hub, number_of, pages, to
 from skerry_hub.console.templating import environment, is_partial, page
 from skerry_hub.rollouts import Preview
 from skerry_hub.rules.rollout import RolloutState
@@ -131,14 +131,7 @@ def _create(request: Request, form: RolloutForm) -> Response:
     except InputError as error:
         # 200 for htmx, which shows the form again in place; a plain form submission gets the status that it is.
         return _form(request, form, problem=error, status=200 if is_partial(request) else 422)
-    return _to(request, f"/rollouts/{rollout}")
-
-
-def _to(request: Request, address: str) -> Response:
-    """See other; for htmx as a header, so that the address bar follows."""
-    if is_partial(request):
-        return Response(status_code=200, headers={"HX-Redirect": address})
-    return RedirectResponse(address, status_code=303)
+    return to(request, f"/rollouts/{rollout}")
 
 
 @router.get("/rollouts/{number:int}")

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from skerry_hub.console import format as text
+from skerry_hub.console import live
 from skerry_modules.errors import CODES
 
 VERSION: Final = metadata.version("skerry")
@@ -31,6 +32,7 @@ NAVIGATION: Final = (
     ("models", "/models", "Models", "model"),
     ("rollouts", "/rollouts", "Rollouts", "rollout"),
     ("endpoints", "/endpoints", "Endpoints", "endpoint"),
+    ("environments", "/environments", "Environments", "environment"),
     ("samples", "/samples", "Samples", "sample"),
     ("events", "/events", "Events", "event"),
     ("audit", "/audit", "Audit log", "audit"),
@@ -107,6 +109,7 @@ def page(
         "topics": ",".join(topics),
         "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         "now": now,
+        "poll_ms": round(live.POLL_S * 1000),
         "ago": lambda at: text.time_tag(at, now),
         "version": VERSION,
         **values,

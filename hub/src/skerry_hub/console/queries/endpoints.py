@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlmodel import Session
+from sqlalchemy import func, select
+from sqlmodel import Session, col
 
-from skerry_hub import endpoints, monitoring
+from skerry_hub import devices, endpoints, monitoring, scheduling
+from skerry_hub.console.forms_endpoints import EndpointForm
+from skerry_hub.console.queries.paging import PAGE_ROWS, Page, clamp
 from skerry_hub.monitoring import Behind
-from skerry_hub.tables import Endpoint, EndpointDevice
+from skerry_hub.queries import device_filter, parse
+from skerry_hub.tables import Device, DeviceModule, Endpoint, EndpointDevice, ModelVersion
+from skerry_modules.errors import InputError
 from skerry_modules.messages import Agreement, Route
 
 WINDOW_S = 300
 """What is shown of traffic: the last five minutes."""
+CHECKED = 50
+"""So many of the matching devices are asked whether they can hold it while a form is filled in; setting it asks all."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,10 @@ class Part:
     role: str  # live, shadow, or before: the way back
     ready: int  # devices that have it loaded and well
     traffic: Behind | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.route.module, self.route.version
 
     @property
     def agreement(self) -> Agreement:
@@ -49,6 +60,14 @@ class Line:
     @property
     def before(self) -> list[Part]:
         return [part for part in self.parts if part.role == "before"]
+
+    @property
+    def distinct(self) -> list[Part]:
+        """Each version once: one on the way back may answer now, too."""
+        found: dict[tuple[str, int], Part] = {}
+        for part in self.parts:
+            found.setdefault(part.key, part)
+        return list(found.values())
 
     @property
     def rate(self) -> float:
@@ -81,3 +100,92 @@ def line(session: Session, row: Endpoint, now: int) -> Line:
     members = endpoints.devices_of(session, [row.name])[row.name]
     excluded = [one for one in members if one.reason]
     return Line(row, parts, len(members) - len(excluded), excluded)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device that an endpoint's query matches, with what it reports of each version behind the endpoint."""
+
+    row: EndpointDevice
+    online: bool
+    seen_at: int
+    versions: list[tuple[Part, DeviceModule | None]]
+
+
+def members(session: Session, found: Line, number: int = 1) -> Page[Member]:
+    """One page of the endpoint's devices: those that cannot have it first, then by id."""
+    mine = col(EndpointDevice.endpoint) == found.row.name
+    total = session.execute(select(func.count()).select_from(EndpointDevice).where(mine)).scalar_one()
+    number = clamp(number, total)
+    statement = (
+        select(EndpointDevice, col(Device.online), col(Device.seen_at))
+        .join(Device, col(Device.id) == col(EndpointDevice.device))
+        .where(mine)
+        .order_by((col(EndpointDevice.reason) != "").desc(), col(EndpointDevice.device))
+        .limit(PAGE_ROWS)
+        .offset((number - 1) * PAGE_ROWS)
+    )
+    rows = list(session.execute(statement))
+    reported = select(DeviceModule).where(col(DeviceModule.device).in_([row.device for row, _, _ in rows]))
+    states = {(one.device, one.module, one.version): one for one in session.execute(reported).scalars()}
+    return Page(
+        rows=[
+            Member(
+                row,
+                online,
+                seen,
+                [(part, states.get((row.device, *part.key))) for part in found.distinct],
+            )
+            for row, online, seen in rows
+        ],
+        number=number,
+        total=total,
+    )
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What setting a form would come to, as far as it can be said before."""
+
+    routes: tuple[Route, ...] = ()
+    shadows: tuple[Route, ...] = ()
+    problem: str = ""
+    matched: int = 0
+    checked: int = 0
+    blocked: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # (code, sentence, devices), most frequent first
+
+    @property
+    def able(self) -> int:
+        """Of those checked."""
+        return self.checked - sum(len(names) for _, _, names in self.blocked)
+
+    @property
+    def total(self) -> float:
+        return sum(route.percent for route in self.routes)
+
+
+def foresee(session: Session, form: EndpointForm) -> Foreseen:
+    """Judge a form by the rules that setting it goes by; at most :data:`CHECKED` devices are asked."""
+    try:
+        routes, shadows = form.routes(), form.shadows()
+    except InputError as error:
+        return Foreseen(problem=error.message)
+    try:
+        endpoints.check(form.name or "new", routes, shadows)
+        query = parse(form.target or "*")
+    except InputError as error:
+        return Foreseen(routes, shadows, error.message)
+    row = session.get(Endpoint, form.name)
+    before = endpoints.way_back(row, routes) if row is not None and form.keep_before else ()
+    named = {(one.module, one.version) for one in (*routes, *shadows, *before)}
+    if any(session.get(ModelVersion, one) is None for one in named):
+        return Foreseen(routes, shadows, "a version was deleted meanwhile: choose another")
+    matched = session.execute(select(func.count()).select_from(Device).where(device_filter(query))).scalar_one()
+    blocked: dict[tuple[str, str], list[str]] = {}
+    asked = devices.find(session, query, limit=CHECKED)
+    for device in asked:
+        obstacle = scheduling.together(session, device, named)
+        if obstacle is not None:
+            blocked.setdefault((obstacle.code, obstacle.message), []).append(device.id)
+    groups = sorted(((*why, tuple(names)) for why, names in blocked.items()), key=lambda group: -len(group[2]))
+    return Foreseen(routes, shadows, "", matched, len(asked), tuple(groups))

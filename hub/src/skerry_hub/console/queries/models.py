@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
+from skerry_hub import environments
 from skerry_hub.tables import Assignment, DeviceModule, Model, ModelVersion, Rollout, VersionFile, VersionTag
 
 
@@ -121,6 +122,7 @@ class VersionPage:
     presence: Presence
     devices: list[DeviceModule]
     rollouts: list[Rollout]
+    environment: str  # NAME:VERSION, empty for none
 
 
 def version(session: Session, name: str, number: int, devices: int = 40) -> VersionPage | None:
@@ -153,12 +155,14 @@ def version(session: Session, name: str, number: int, devices: int = 40) -> Vers
         presence=presences(session, name).get(number, Presence()),
         devices=list(session.execute(where).scalars()),
         rollouts=list(session.execute(rollouts).scalars()),
+        environment=environments.used_by(session, name, number),
     )
 
 
-def choices(session: Session) -> list[tuple[str, int]]:
-    """(model, version) pairs for the form of a new rollout, newest first within a model."""
+def choices(session: Session, limit: int = 0) -> list[tuple[str, int]]:
+    """(model, version) pairs for forms, newest first within a model; ``limit`` 0: all of them."""
     statement = select(col(ModelVersion.name), col(ModelVersion.version)).order_by(
         col(ModelVersion.name), col(ModelVersion.version).desc()
     )
+    statement = statement.limit(limit) if limit else statement
     return [(name, number) for name, number in session.execute(statement)]

@@ -5,6 +5,7 @@
 (() => {
   const root = document.documentElement;
   const SILENCE_MS = 30_000; // the server ticks every 10 s
+  const BUSY = 503; // the hub keeps as many live connections open as it may
 
   // -- the live connection ---------------------------------------------------------------------------------------
   let heard = Date.now();
@@ -21,22 +22,49 @@
     if (root.dataset.live !== "live") show("live");
   };
 
+  const refresh = () => document.body.dispatchEvent(new CustomEvent("live"));
+
+  // Without a seat the page polls, and asks for a seat again now and then.
+  let poll = 0;
+  let askAgain = 0;
+  const startPolling = () => {
+    const period = Number(document.getElementById("live").dataset.pollMs);
+    show("polling");
+    askAgain = Date.now() + 3 * period;
+    poll ||= setInterval(() => {
+      if (!document.hidden) refresh();
+    }, period);
+  };
+  const stopPolling = () => {
+    clearInterval(poll);
+    poll = 0;
+  };
+
   document.addEventListener("htmx:sse:after:connection", (event) => {
     connection = event.detail.connection;
+    stopPolling();
     alive();
     // What happened while nobody listened is caught up with at once.
-    if (everLive) document.body.dispatchEvent(new CustomEvent("live"));
+    if (everLive) refresh();
     everLive = true;
   });
   document.addEventListener("htmx:sse:before:connection", (event) => {
     connection = event.detail.connection;
-    if (connection.attempt > 0 && !document.hidden) show("lost");
+    if (connection.attempt > 0 && !document.hidden && !poll) show("lost");
   });
-  document.addEventListener("htmx:sse:error", () => show("lost"));
+  document.addEventListener("htmx:sse:error", (event) => (event.detail.status === BUSY ? startPolling() : show("lost")));
+  document.addEventListener("htmx:response:error", (event) => {
+    const { sourceElement, response } = event.detail.ctx;
+    if (sourceElement?.id === "live" && response.status === BUSY) startPolling();
+  });
+  document.addEventListener("htmx:after:request", (event) => {
+    const { sourceElement, response } = event.detail.ctx;
+    if (poll && sourceElement?.id === "main" && response.status < 400) show("polling");
+  });
   document.addEventListener("tick", alive);
   document.addEventListener("live", alive);
   setInterval(() => {
-    if (root.dataset.live === "off" || document.hidden || Date.now() - heard < SILENCE_MS) return;
+    if (root.dataset.live === "off" || poll || document.hidden || Date.now() - heard < SILENCE_MS) return;
     show("lost");
     heard = Date.now();
     // A connection that died without a word: let go of it, and the extension opens the next one.
@@ -46,7 +74,7 @@
   // A page that could not connect at all when it was opened has no stream to reconnect: try until it has.
   setInterval(() => {
     const element = document.getElementById("live");
-    if (element && !document.hidden && !element._htmx?.sse) {
+    if (element && !document.hidden && !element._htmx?.sse && !(poll && Date.now() < askAgain)) {
       if (root.dataset.live === "connecting") show("lost");
       htmx.ajax("GET", element.getAttribute("hx-sse:connect"), { source: element, timeout: 10_000 });
     }
@@ -114,13 +142,27 @@
     }
   });
 
-  // A live refresh must not close a dialog that someone is reading.
+  // A live refresh must not close a dialog that someone is reading; what it held back follows when that is closed.
+  // The page of what is being deleted is not asked for again.
+  let heldBack = false;
+  let leaving = false;
+  document.addEventListener("close", () => {
+    if (heldBack) refresh();
+    heldBack = false;
+  }, true);
   document.addEventListener("htmx:before:request", (event) => {
     const source = event.detail.ctx.sourceElement;
-    if (source?.id === "main" && document.querySelector("dialog[open]")) event.preventDefault();
+    if (source?.id === "main" && (leaving || document.querySelector("dialog[open]"))) {
+      heldBack = true;
+      event.preventDefault();
+    }
+    if (source?.dataset && "leaves" in source.dataset) leaving = true;
     if (source?.dataset?.closes) document.getElementById(source.dataset.closes)?.close();
     if (source?.tagName === "FORM" && source.method === "post") document.getElementById("flash")?.replaceChildren();
   });
+  for (const failure of ["htmx:response:error", "htmx:error"]) {
+    document.addEventListener(failure, () => (leaving = false));
+  }
   document.addEventListener("htmx:error", (event) => {
     if (event.detail.ctx?.sourceElement?.id === "main") show("lost");
   });
