@@ -208,3 +208,79 @@ def test_any_bitmap_is_safe(bitmap: bytes, size: int) -> None:
     planner.want("d", DIGEST, size, bitmap, 0.0)
     for decision in planner.plan(10.0):
         assert decision.part < chunks.count(size)
+
+
+# -- several objects of one device, which stand in one line
+
+
+@dataclass
+class Line:
+    """One device behind a link that takes ``chunk_s`` per chunk of any object, first in, first out."""
+
+    chunk_s: float
+    sizes: dict[str, int]  # chunks by object
+    lost: set[int] = field(default_factory=set)  # places in the line
+    planner: Planner = field(default_factory=Planner)
+    now: float = 0.0
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    arrived: int = 0
+    free_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.lacking = {digest: set(range(total)) for digest, total in self.sizes.items()}
+
+    def ask(self, digest: str) -> None:
+        lacking = self.lacking[digest]
+        bitmap = chunks.encode_bitmap(lacking, self.sizes[digest]) if lacking else b""
+        self.planner.want("d", digest, self.sizes[digest] * chunks.CHUNK_BYTES, bitmap, self.now)
+
+    def run(self, digests: list[str], *, ask_s: float) -> None:
+        """Until these are here, asking for all of them every ``ask_s``."""
+        asked = -1e9
+        while any(self.lacking[digest] for digest in digests):
+            if self.now - asked >= ask_s:
+                asked = self.now
+                for digest in digests:
+                    self.ask(digest)
+            while batch := self.planner.plan(self.now):
+                if self.arrived == len(self.sent):
+                    self.free_at = self.now + self.chunk_s
+                self.sent += [(one.digest, one.part) for one in batch]
+            if self.arrived < len(self.sent) and self.now >= self.free_at:
+                digest, part = self.sent[self.arrived]
+                if self.arrived not in self.lost:
+                    self.lacking[digest].discard(part)
+                    if not self.lacking[digest]:
+                        self.ask(digest)
+                self.arrived += 1
+                self.free_at = self.now + self.chunk_s
+            self.now += 0.1
+            assert self.now < 10_000, "it never ends"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 10), st.lists(st.integers(1, 6), min_size=2, max_size=4))
+def test_what_stands_behind_the_chunks_of_another_object_is_not_sent_twice(chunk_s: float, totals: list[int]) -> None:
+    line = Line(chunk_s, {"first": 2} | {str(n): total for n, total in enumerate(totals)})
+    line.run(["first"], ask_s=1000.0)  # from it the hub knows how long a chunk takes
+    line.run([digest for digest in line.sizes if digest != "first"], ask_s=max(15.0, chunk_s))
+    assert len(line.sent) == len(set(line.sent)) == sum(line.sizes.values())
+
+
+def test_a_chunk_lost_between_those_of_another_object_is_sent_again_while_they_come() -> None:
+    line = Line(0.5, {"a": 200, "b": 3})
+    line.lost = {1, 2, 3}
+    line.run(["a", "b"], ask_s=5.0)
+    parts = [number for number, (digest, _) in enumerate(line.sent) if digest == "b"]
+    assert len(parts) > 3 or line.lost.isdisjoint(parts)
+    assert max(parts) < 150
+    assert len(line.sent) <= 203 + 3
+
+
+def test_the_pace_of_a_device_is_remembered_from_one_object_to_the_next() -> None:
+    line = Line(8.0, {str(n): 1 for n in range(10)})
+    for digest in line.sizes:
+        line.run([digest], ask_s=6.0)
+    assert len(line.sent) <= 10 + 2, "only before the first chunk has come may the hub be impatient"
+    line.planner.want("d", "new", chunks.CHUNK_BYTES, chunks.encode_bitmap([0], 1), line.now + 10_000)
+    assert not line.planner._resting

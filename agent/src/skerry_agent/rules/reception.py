@@ -47,7 +47,7 @@ class Reception:
         """A new chunk came; it was listened for since ``since_clock`` at the latest."""
         clock = self.clock(now)
         gap = max(0.0, clock - max(self.heard_clock, since_clock))
-        self._interval = (3 * self._interval + gap) / 4
+        self._interval = (3 * self._interval + gap) / 4 if self.chunks else gap
         self.heard_clock = clock
         self.chunks += 1
 

@@ -15,9 +15,9 @@ How it works:
 * Each device has a window of flying chunks that follows the rate at which it reports; it bounds what a broker queues
   for it. The devices that keep up set the pace. One that blocks the others for ``hold_s`` is *left behind*: it no
   longer holds them, hears what they are sent, and gets its gaps afterwards at its own pace.
-* A chunk counts as lost when the device reports having ``reorder_chunks`` that were published after it, or when
-  nothing at all has arrived for ``resend_s``. After a reconnect (:meth:`Planner.reconnected`) nothing is flying, since
-  a clean session's queue is gone.
+* A chunk counts as lost when the device reports having ``reorder_chunks`` that were published after it (of whichever
+  object: a device's chunks stand in one line), or when nothing of any object has arrived for ``resend_s``. After a
+  reconnect (:meth:`Planner.reconnected`) nothing is flying, since a clean session's queue is gone.
 * A device that says nothing for ``silent_s`` is forgotten; its next want brings it back.
 
 Bit sets are plain integers with chunk 0 in bit 0, as in the wire's bitmap.
@@ -47,6 +47,7 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True):
     reorder_chunks: int = 8
     resend_s: float = 5.0
     silent_s: float = 60.0
+    remember_s: float = 600.0  # how long the pace of a device is kept that wants nothing just now
     burst_chunks: int = 32  # at most so many decisions per call, so that the caller can look at its own queue between
 
 
@@ -61,7 +62,7 @@ class Publish(msgspec.Struct, frozen=True):
 class _Receiver:
     """One device and one object."""
 
-    __slots__ = ("flown", "flying", "lacking", "presumed", "progress_at", "ready_at", "reported_at")
+    __slots__ = ("flown", "flying", "lacking", "presumed", "progress_at", "ready_at", "reported_at", "waits_since")
 
     def __init__(self, lacking: int, now: float, ready_at: float) -> None:
         self.lacking = lacking
@@ -71,6 +72,7 @@ class _Receiver:
         self.ready_at = ready_at
         self.reported_at = now
         self.progress_at = now  # when it last got something, or when the first of what flies was published
+        self.waits_since: float | None = None  # the same, whatever was taken for lost and sent again since
 
     @property
     def needs(self) -> int:
@@ -101,7 +103,7 @@ class _Transfer:
 class _Device:
     """The pace of one device, over all objects it wants."""
 
-    __slots__ = ("arrivals", "blocked_since", "interval", "left_behind", "window")
+    __slots__ = ("arrivals", "blocked_since", "interval", "left_behind", "newest", "progress_at", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -109,6 +111,8 @@ class _Device:
         self.left_behind = False
         self.arrivals: list[tuple[float, int]] = []
         self.interval = 0.0  # seconds between reports that brought something, smoothed
+        self.progress_at = -math.inf  # when it last got something of any object
+        self.newest = 0  # the newest publication that it is known to have got
 
 
 class Planner:
@@ -118,6 +122,7 @@ class Planner:
         self.settings = settings or DeliverySettings()
         self._transfers: dict[str, _Transfer] = {}
         self._devices: dict[str, _Device] = {}
+        self._resting: dict[str, tuple[float, _Device]] = {}  # since when, oldest first: those that want nothing
         self._publications = 0
         self._turn = 0
 
@@ -137,16 +142,31 @@ class Planner:
         total = chunks.count(size)
         lacking = int.from_bytes(bitmap, "little") & ((1 << total) - 1)
         if lacking == 0:
-            self._leave(device, digest)
+            self._finished(device, digest, now)
             return
         transfer = self._transfers.setdefault(digest, _Transfer(digest, size))
-        pace = self._devices.setdefault(device, _Device(self.settings.window_start_chunks))
+        pace = self._pace_of(device)
         receiver = transfer.receivers.get(device)
         if receiver is None:
             transfer.receivers[device] = joined = _Receiver(lacking, now, now + self.settings.gather_s)
             self._presume(transfer, joined, now)
             return
         self._report(transfer, receiver, pace, lacking, now)
+
+    def _pace_of(self, device: str) -> _Device:
+        pace = self._devices.get(device)
+        if pace is None:
+            _, pace = self._resting.pop(device, (0.0, None))
+            pace = self._devices[device] = pace or _Device(self.settings.window_start_chunks)
+        return pace
+
+    def _finished(self, device: str, digest: str, now: float) -> None:
+        """It has all of an object: the last of it came since its last report."""
+        transfer = self._transfers.get(digest)
+        receiver = transfer.receivers.get(device) if transfer else None
+        if transfer is not None and receiver is not None:
+            self._report(transfer, receiver, self._devices[device], 0, now)
+        self._leave(device, digest, now)
 
     def _presume(self, transfer: _Transfer, joined: _Receiver, now: float) -> None:
         for part in _bits(joined.lacking & transfer.published):
@@ -161,6 +181,7 @@ class Planner:
             receiver = transfer.receivers.get(device)
             if receiver is not None:
                 receiver.land(0)
+                receiver.waits_since = None
                 receiver.ready_at = math.inf  # what we know of it is old: its next want says what it really lacks
                 receiver.progress_at = receiver.reported_at = now
 
@@ -176,45 +197,50 @@ class Planner:
     def forget(self, device: str) -> None:
         """The device is gone, or no longer wants anything."""
         for digest in list(self._transfers):
-            self._leave(device, digest)
+            self._leave(device, digest, 0.0)
+        self._resting.pop(device, None)
 
-    def _leave(self, device: str, digest: str) -> None:
+    def _leave(self, device: str, digest: str, now: float) -> None:
         transfer = self._transfers.get(digest)
         if transfer is None or transfer.receivers.pop(device, None) is None:
             return
         if not transfer.receivers:
             del self._transfers[digest]
         if not any(device in other.receivers for other in self._transfers.values()):
-            self._devices.pop(device, None)
+            pace = self._devices.pop(device)
+            pace.blocked_since, pace.left_behind = None, False
+            self._resting[device] = (now, pace)
 
     def _report(self, transfer: _Transfer, receiver: _Receiver, pace: _Device, lacking: int, now: float) -> None:
         arrived = receiver.lacking & ~lacking
         had_needs = receiver.needs != 0
-        lost = self._overtaken(transfer, receiver, arrived & receiver.flying, lacking)
+        lost = self._overtaken(transfer, receiver, pace, arrived & receiver.flying, lacking)
         receiver.reported_at = now
         # What it lacks again that it had before was damaged, or could not be stored: it is not flying.
         receiver.land(lacking & receiver.lacking & ~lost)
         receiver.lacking = lacking
-        waited = now - receiver.progress_at
+        silence = now - max(receiver.progress_at, pace.progress_at)
         if arrived:
-            pace.interval = (3 * pace.interval + waited) / 4
-            receiver.progress_at = now
+            waited = now - (receiver.progress_at if receiver.waits_since is None else receiver.waits_since)
+            pace.interval = (3 * pace.interval + waited) / 4 if pace.interval else waited
+            receiver.waits_since = now if receiver.flying else None
+            receiver.progress_at = pace.progress_at = now
             self._follow(pace, arrived.bit_count(), now)
-        elif receiver.flying and waited >= max(self.settings.resend_s, 4 * pace.interval):
+        elif receiver.flying and silence >= max(self.settings.resend_s, 4 * pace.interval):
             receiver.land(0)  # on a slow link patience grows with the time that a chunk takes
-        elif receiver.presumed and waited >= max(self.settings.presumed_s, 4 * pace.interval):
+        elif receiver.presumed and silence >= max(self.settings.presumed_s, 4 * pace.interval):
             receiver.land(receiver.flying & ~receiver.presumed)
         if receiver.needs and (not had_needs or receiver.ready_at == math.inf):
             receiver.ready_at = now + self.settings.gather_s
 
-    def _overtaken(self, transfer: _Transfer, receiver: _Receiver, arrived: int, lacking: int) -> int:
+    def _overtaken(self, transfer: _Transfer, receiver: _Receiver, pace: _Device, arrived: int, lacking: int) -> int:
         """What flies, is still lacking, and was published well before something that has arrived."""
-        waiting = receiver.flying & lacking
-        if not arrived or not waiting:
-            return 0
         # The first of several publications that flew is all that an arrival proves; the last is what must be overtaken.
-        newest = max(receiver.flown[part] for part in _bits(arrived))
-        horizon = newest - self.settings.reorder_chunks
+        pace.newest = max([pace.newest, *(receiver.flown[part] for part in _bits(arrived))])
+        waiting = receiver.flying & lacking
+        horizon = pace.newest - self.settings.reorder_chunks
+        if not waiting or horizon <= 0:
+            return 0
         return sum(1 << part for part in _bits(waiting) if transfer.log[part] < horizon)
 
     def _follow(self, pace: _Device, arrived: int, now: float) -> None:
@@ -266,7 +292,12 @@ class Planner:
         for digest, transfer in list(self._transfers.items()):
             for device, receiver in list(transfer.receivers.items()):
                 if receiver.reported_at <= limit:
-                    self._leave(device, digest)
+                    self._leave(device, digest, now)
+        while self._resting:
+            device = next(iter(self._resting))
+            if now - self._resting[device][0] <= self.settings.remember_s:
+                break
+            del self._resting[device]
 
     def _flying_to(self, device: str) -> int:
         return sum(
@@ -325,6 +356,8 @@ class Planner:
             flies = receiver.lacking & mask
             if flies and not receiver.flying:
                 receiver.progress_at = now
+                if receiver.waits_since is None:
+                    receiver.waits_since = now
             for part in _bits(flies & ~receiver.flying):
                 receiver.flown[part] = transfer.log[part]
             receiver.flying |= flies

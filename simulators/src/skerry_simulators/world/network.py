@@ -40,6 +40,7 @@ class Network:
 
     def disconnect(self, device: str) -> None:
         self._session.pop(device, None)
+        self._free_at.pop(device, None)  # what stood in its queue goes with a clean session
         for subscribers in self._subscribed.values():
             subscribers.discard(device)
 
@@ -47,6 +48,7 @@ class Network:
         """The broker dies with all it held; returns who was connected."""
         lost = list(self._session)
         self._session.clear()
+        self._free_at.clear()
         self._retained.clear()
         self._subscribed.clear()
         self.broker_up = False
