@@ -7,7 +7,7 @@ Rules:
 * A batch is one transaction: rows and stream marks together. Only after its commit are devices acknowledged, so a hub
   that dies between receiving and committing has lost nothing, and one that dies after it has doubled nothing.
 * A database that is away is waited for, with the batch in hand. A message that the database cannot take (a number too
-  large, say) is found by writing one by one, refused, and the rest goes on.
+  large, say) is found by writing halves of the batch, refused, and the rest goes on.
 * What is refused is counted by code and told as an event of the device, not more than one per code and ``refusal_s``.
 
 Not handled here: chunks (:mod:`skerry_hub.delivery`), pruning (:mod:`skerry_hub.streaming`).
@@ -216,8 +216,9 @@ class Ingest:
                 log.warning("cannot write to the database (%s); trying again", error)
                 self._stopping.wait(backoff)
                 backoff = min(self.settings.retry_max_s, backoff * 2)
-        for item in items:
-            self._write([item])
+        middle = len(items) // 2
+        self._write(items[:middle])
+        self._write(items[middle:])
 
     def _skip(self, item: Item, error: Exception) -> None:
         """A message that the database will never take: count its number as taken, and say so."""

@@ -79,7 +79,8 @@ else:
         os.kill(os.getpid(), signal.SIGKILL)     # committed, and nobody told
     ingest._flush_acks = die_after
 for line in sys.stdin:
-    ingest.offer("dev-1", "event", bytes.fromhex(line))
+    kind, payload = line.split()
+    ingest.offer("dev-1", kind, bytes.fromhex(payload))
 ingest.start()
 time.sleep(30)
 """
@@ -91,10 +92,12 @@ def test_a_hub_killed_around_its_commit_loses_nothing_and_doubles_nothing(
 ) -> None:
     db = opened(database_url)
     event = messages.Event(severity=messages.Severity.INFO, code="c", message="m")
-    sent = [envelope("event", seq, event) for seq in range(1, 6)]
+    window = messages.Telemetry(module="m", version=1, digest="d", endpoint="m", start=1, end=2)
+    sent = [("event", envelope("event", seq, event)) for seq in range(1, 6)]
+    sent += [("telemetry", envelope("telemetry", seq, window)) for seq in range(1, 101)]
     hub = subprocess.run(
         [sys.executable, "-c", KILLED, db.url.render_as_string(hide_password=False), when],
-        input="\n".join(one.hex() for one in sent),
+        input="\n".join(f"{kind} {payload.hex()}" for kind, payload in sent),
         capture_output=True,
         text=True,
         timeout=60,
@@ -102,8 +105,7 @@ def test_a_hub_killed_around_its_commit_loses_nothing_and_doubles_nothing(
     )
     assert hub.returncode == -signal.SIGKILL, hub.stderr
     assert "acked" not in hub.stdout
-    with db.read() as session:
-        assert len(monitoring.last_events(session)) == (0 if when == "before" else 5)
+    assert stored(db) == ((0, 0) if when == "before" else (5, 100))
     acks: list[messages.Ack] = []
 
     def publish(_topic: str, payload: bytes) -> bool:
@@ -112,13 +114,20 @@ def test_a_hub_killed_around_its_commit_loses_nothing_and_doubles_nothing(
 
     ingest = Ingest(db, Bus(), publish)
     ingest.start()
-    for one in sent:  # the device heard nothing: it sends again
-        ingest.offer("dev-1", "event", one)
-    eventually(lambda: acks and acks[-1].marks == {int(Stream.ALARM): 5}, what="the acknowledgement")
+    for kind, payload in sent:  # the device heard nothing: it sends again
+        ingest.offer("dev-1", kind, payload)
+    marks = {int(Stream.ALARM): 5, int(Stream.METRIC): 100}
+    eventually(lambda: acks and acks[-1].marks == marks, what="the acknowledgement")
     ingest.stop()
-    with db.read() as session:
-        assert len(monitoring.last_events(session)) == 5
+    assert stored(db) == (5, 100)
     db.close()
+
+
+def stored(db: Database) -> tuple[int, int]:
+    """Events and windows in the database."""
+    with db.read() as session:
+        windows = session.connection().exec_driver_sql("SELECT COUNT(*) FROM telemetry").scalar_one()
+        return len(monitoring.last_events(session)), windows
 
 
 def test_a_database_that_is_away_is_waited_for(tmp_path: Path, eventually: Wait) -> None:
