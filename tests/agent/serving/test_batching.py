@@ -55,10 +55,11 @@ def test_groups_cover_all_in_order_and_join_only_what_fits(shapes: list[tuple[in
 def test_what_is_joined_is_cut_apart_again(counts: list[int]) -> None:
     parts = [request(rows).inputs for rows in counts]
     apart = batching.cut(batching.join(parts), counts)
-    assert apart is not None
     for before, after in zip(parts, apart, strict=True):
         np.testing.assert_array_equal(before["x"], after["x"])
-    assert batching.cut({"y": np.zeros(sum(counts) + 1)}, counts) is None
+    assert batching.divides(batching.join(parts), sum(counts))
+    assert not batching.divides({"y": np.zeros(sum(counts) + 1)}, sum(counts))
+    assert not batching.divides({"y": np.zeros(())}, 1)
 
 
 LINEAR = """
@@ -91,8 +92,7 @@ def test_answers_cut_from_a_batch_are_those_of_each_alone(binary: list[bool], te
     outputs: dict[str, Any] = {"y": np.random.default_rng(1).normal(size=(total, 2)).astype("f4")}
     outputs["s"] = np.array([b"x" * row for row in range(total)], dtype=object)
     parts = batching.cut(outputs, [rows] * len(plans))
-    assert parts is not None
-    got = codec.format_many([(b"m", plan) for plan in plans], outputs, parts)
+    got = codec.format_many([(b"m", plan) for plan in plans], outputs, lambda: parts)
     assert got == [codec.format("m", plan, part) for plan, part in zip(plans, parts, strict=True)]
 
 

@@ -20,5 +20,5 @@ def test_the_share_of_rows_kept_is_the_rate(tmp_path: Path, rows: int) -> None:
     observer = Observer(module.manifest, module.folder, digest="d", version=1, one_in=4)
     random.seed(3)
     inputs, outputs = {"x": np.ones((rows, 4), "f4")}, {"y": np.ones((rows, 3), "f4")}
-    kept = sum(len(observer.note(inputs, outputs, rows, "e")) for _ in range(4000 // rows))
+    kept = sum(len(observer.note(inputs, outputs, rows, b"e")) for _ in range(4000 // rows))
     assert 210 < kept < 590

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from skerry_agent.rules.dispatch import Dispatch, Ticket
-from skerry_agent.rules.sampling import WINDOW_S, Policy, Window, decide
+from skerry_agent.rules.sampling import FAR, WINDOW_S, Policy, Window, decide, gap
 
 WINDOW, QUEUE, LIMIT_S = 3, 5, 10.0
 
@@ -39,6 +39,17 @@ class DispatchMachine(RuleBasedStateMachine):
         if self.rules.offer(ticket):
             assert room
             self.open[self.number] = ticket
+
+    @rule(size=st.integers(0, 120), patience=st.floats(0.5, 20))
+    def board(self, size: int, patience: float) -> None:
+        self.number += 1
+        ticket = Ticket(self.number, None, size, self.now + patience)
+        idle = self.rules.idle
+        if self.rules.board(ticket, self.now):
+            self.open[self.number] = ticket
+            self.worker.append(ticket.number)
+        else:
+            assert not idle
 
     @rule()
     def send(self) -> None:
@@ -152,18 +163,18 @@ scores = st.one_of(st.none(), st.floats(0, 1), st.just(float("nan")))
 
 
 @settings(max_examples=200, deadline=None)
-@given(policies, st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1, exclude_max=True), scores), max_size=60))
-def test_sampling_keeps_to_its_policy(policy: Policy, rows: list[tuple[float, float, float | None]]) -> None:
+@given(policies, st.lists(st.tuples(st.floats(0, 20), st.booleans(), scores), max_size=60))
+def test_sampling_keeps_to_its_policy(policy: Policy, rows: list[tuple[float, bool, float | None]]) -> None:
     window, now, kept_at = Window(), 0.0, []
-    for step, draw, score in rows:
+    for step, drawn, score in rows:
         now += step
         before = window
-        window, kept = decide(policy, window, now, draw, score)
+        window, kept = decide(policy, window, now, drawn, score)
         low = policy.low_confidence > 0 and score is not None and not score >= policy.low_confidence
         if kept is None:
-            assert not (low or draw < policy.rate) or window.capped == before.capped + 1 or window.capped == 1
+            assert not (low or drawn) or window.capped == before.capped + 1 or window.capped == 1
             continue
-        assert low or draw < policy.rate
+        assert low or drawn
         assert kept == (("low_confidence", 1.0) if low else ("random", policy.rate))
         kept_at.append(now)
     for start in kept_at:  # the cap holds in every window that begins with a kept row
@@ -175,9 +186,29 @@ def test_sampling_keeps_to_its_policy(policy: Policy, rows: list[tuple[float, fl
 def test_samples_are_unbiased_by_their_probability(rate: float) -> None:
     source, policy, window, weight = random.Random(7), Policy(rate, 0.5, 10**9), Window(), 0.0
     scores = [source.random() for _ in range(20_000)]
+    wait = gap(rate, source.random())
     for score in scores:
-        window, kept = decide(policy, window, 0.0, source.random(), score)
+        wait -= 1
+        drawn = wait == 0
+        if drawn:
+            wait = gap(rate, source.random())
+        window, kept = decide(policy, window, 0.0, drawn, score)
         if kept is not None and kept.probability:
             weight += 1 / kept.probability
     expected = len(scores) if rate else sum(score < 0.5 for score in scores)
     assert weight == pytest.approx(expected, rel=0.05)
+
+
+@given(st.floats(0, 1), st.floats(0, 1, exclude_max=True))
+def test_a_gap_is_at_least_one_row_and_for_ever_where_nothing_is_kept(rate: float, draw: float) -> None:
+    assert 1 <= gap(rate, draw) <= FAR
+    assert gap(0.0, draw) == FAR
+    assert gap(1.0, draw) == 1
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
+def test_gaps_are_as_if_each_row_had_drawn(rate: float) -> None:
+    source = random.Random(11)
+    gaps = [gap(rate, source.random()) for _ in range(20_000)]
+    for rows in (1, 2, 5):
+        assert sum(one > rows for one in gaps) / len(gaps) == pytest.approx((1 - rate) ** rows, abs=0.02)

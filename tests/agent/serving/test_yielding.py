@@ -55,7 +55,7 @@ def ask(plane: Running, number: int, seconds: float = 0.0, headers: dict[str, st
 
 def waiting(plane: Running) -> int:
     """Requests of low priority in the room."""
-    return plane.do(lambda: sum(len(v.room._waiting) for v in plane.plane._versions.values()))
+    return plane.do(lambda: sum(len(v.room.waiting) for v in plane.plane._versions.values()))
 
 
 def until(check: Any) -> None:

@@ -28,10 +28,10 @@ from skerry_agent.profiling.orders import Measure, Measured, Timed
 from skerry_agent.rules import profile_plan, recommend
 from skerry_agent.rules.profile_plan import Wanted, Way
 from skerry_agent.serving import frames, orders
+from skerry_agent.serving.exits import exit_reason
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
-from skerry_agent.serving.version import exit_reason
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.measurement import Measurement, ModuleProfile, Setting, Unmeasured

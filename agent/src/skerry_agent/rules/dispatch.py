@@ -26,7 +26,7 @@ class Ticket:
 
     __slots__ = ("alone", "deadline", "done", "item", "kills", "number", "pinned", "size")
 
-    def __init__(self, number: int, item: Any, size: int, deadline: float, *, pinned: bool = False) -> None:
+    def __init__(self, number: int, item: Any, size: int, deadline: float, pinned: bool = False) -> None:
         self.number = number
         self.item = item
         self.size = size
@@ -71,6 +71,20 @@ class Dispatch:
             return False
         self.waiting.append(ticket)
         self._waiting_bytes += ticket.size
+        return True
+
+    def board(self, ticket: Ticket, now: float) -> bool:
+        """Take a request to be sent now: nobody waits and the window has room. False: offer it."""
+        flying = self.flying
+        if self.waiting or len(flying) >= self._window:
+            return False
+        if flying:
+            if self._flying_bytes + ticket.size > self._window_bytes:
+                return False
+        else:
+            self.head_since = now
+        flying[ticket.number] = ticket
+        self._flying_bytes += ticket.size
         return True
 
     def send(self, now: float) -> list[Ticket]:

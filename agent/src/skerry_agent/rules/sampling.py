@@ -7,9 +7,12 @@ minute bounds what a busy or confused device can send; what it holds back is cou
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 WINDOW_S: Final = 60.0
+FAR: Final = 1 << 40
+"""Rows that no worker lives to see."""
 
 
 class Policy(NamedTuple):
@@ -33,8 +36,25 @@ class Kept(NamedTuple):
     probability: float
 
 
+def gap(rate: float, draw: float) -> int:
+    """How many rows on the next one lies that is kept at random: what a draw for each row would give, in one.
+
+    Args:
+        rate: share of rows that are kept.
+        draw: a random number, uniform in [0, 1).
+
+    Returns:
+        1: the very next row; at most :data:`FAR`, which ``rate`` 0 always gives.
+    """
+    if rate >= 1:
+        return 1
+    scale = -math.log1p(-max(rate, 0.0))
+    rows = -math.log1p(-draw)  # exponential with mean 1
+    return 1 + int(rows / scale) if rows < FAR * scale else FAR
+
+
 def decide(
-    policy: Policy, window: Window, now: float, draw: float, confidence: float | None
+    policy: Policy, window: Window, now: float, drawn: bool, confidence: float | None
 ) -> tuple[Window, Kept | None]:
     """Whether to keep one row.
 
@@ -42,14 +62,14 @@ def decide(
         policy: what to keep.
         window: as the last call returned it.
         now: monotonic seconds.
-        draw: a random number, uniform in [0, 1).
+        drawn: its lot says so: see :func:`gap`.
         confidence: the row's largest score, or None where the model gives none. NaN counts as low.
 
     Returns:
         The next window, and why the row is kept (None: it is not).
     """
     low = policy.low_confidence > 0 and confidence is not None and not confidence >= policy.low_confidence
-    if not low and draw >= policy.rate:
+    if not low and not drawn:
         return window, None
     if now - window.start >= WINDOW_S:
         window = Window(start=now)

@@ -69,11 +69,13 @@ def join(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def cut(outputs: Arrays, counts: Sequence[int]) -> list[Arrays] | None:
-    """The reverse of :func:`join` for outputs; None: an output has not one entry per row."""
-    total = sum(counts)
-    if any(array.ndim == 0 or array.shape[0] != total for array in outputs.values()):
-        return None
+def divides(outputs: Arrays, rows: int) -> bool:
+    """Whether every output has one entry per row."""
+    return all(array.ndim and array.shape[0] == rows for array in outputs.values())
+
+
+def cut(outputs: Arrays, counts: Sequence[int]) -> list[Arrays]:
+    """The reverse of :func:`join` for outputs that :func:`divides` has found right."""
     found, start = [], 0
     for count in counts:
         found.append({name: array[start : start + count] for name, array in outputs.items()})
@@ -135,12 +137,12 @@ def _draw(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) ->
 def _differs(manifest: Manifest, rows: list[Arrays], alone: list[Arrays], score: Score, size: int) -> str:
     """What differs when ``size`` rows are scored together; empty: nothing beyond the golden tolerance."""
     order = [place % len(rows) for place in range(size)]
-    together = cut(score(_same_shapes(rows, order)), [1] * size)
-    if together is None:
+    outputs = score(_same_shapes(rows, order))
+    if not divides(outputs, size):
         return "an output has not one entry per row"
     tolerance = manifest.golden or Golden(file="-")
     strict = msgspec.structs.replace(tolerance, min_pass=1.0)
-    expected, got = join([alone[place] for place in order]), join(together)
+    expected, got = join([alone[place] for place in order]), outputs
     declared = {spec.name for spec in manifest.outputs}
     report = golden.compare(strict, {name: array for name, array in expected.items() if name in declared}, got)
     return "" if report.passed else f"{size} rows scored together differ from the same alone: {report.message}"

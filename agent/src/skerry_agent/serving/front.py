@@ -15,6 +15,7 @@ import msgspec
 
 from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
+from skerry_agent.serving.heads import Heads
 from skerry_agent.serving.http import Exchange, HttpConnection
 from skerry_agent.serving.item import Item
 from skerry_agent.serving.repository import Repository
@@ -52,6 +53,7 @@ class HttpFront:
     def __init__(self, settings: ServingSettings, router: Router) -> None:
         self.settings = settings
         self.connections: set[HttpConnection] = set()
+        self.heads = Heads()
         self.buffered = 0
         self.port = 0
         self._router = router

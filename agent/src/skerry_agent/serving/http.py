@@ -8,12 +8,14 @@ second checks all connections, so that the limits cost a request nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from typing import Any, Final, Protocol
 
 from skerry_agent.rules.split import MAX_KEY_BYTES
 from skerry_agent.serving import http_parsers, oip
+from skerry_agent.serving.heads import END, Head, Heads
 from skerry_agent.serving.http_parsers import ParseError
 from skerry_agent.serving.settings import ServingSettings
 
@@ -56,54 +58,35 @@ class Front(Protocol):
 
     settings: ServingSettings
     connections: set[HttpConnection]
+    heads: Heads
     buffered: int  # bytes of bodies that have not come whole yet
 
     def handle(self, exchange: Exchange) -> None: ...
 
 
 class Exchange:
-    """One request and its one answer."""
+    """One request and its one answer. What most requests lack is told here, and costs them nothing."""
 
     shadow = False
+    json = -1
+    timeout_s = 0.0  # 0: the module's own
+    began = 0.0
+    keep = True
+    keep_header = b""
+    allow = b""  # the header that a 405 has
+    endpoint = b""
+    extra = b""  # further headers of the answer
+    key = b""  # requests of one key go to one version of a split
+    after: Any = None  # see ``version.Item``
+    low = False  # the client asked for low priority
+    refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
+    cancel: Any = None  # set by the front: called if the client leaves
 
-    __slots__ = (
-        "_connection",
-        "after",
-        "allow",
-        "began",
-        "body",
-        "cancel",
-        "endpoint",
-        "extra",
-        "json",
-        "keep",
-        "keep_header",
-        "key",
-        "low",
-        "method",
-        "path",
-        "refusal",
-        "timeout_s",
-    )
-
-    def __init__(self, connection: HttpConnection, method: bytes, path: bytes, body: bytes, keep: bool) -> None:
+    def __init__(self, connection: HttpConnection, method: bytes, path: bytes, body: bytes) -> None:
         self._connection: HttpConnection | None = connection
-        self.keep_header = b""
         self.method = method
         self.path = path
         self.body = body
-        self.keep = keep
-        self.json = -1
-        self.timeout_s = 0.0  # 0: the module's own
-        self.began = 0.0
-        self.allow = b""  # the header that a 405 has
-        self.endpoint = b""
-        self.extra = b""  # further headers of the answer
-        self.key = b""  # requests of one key go to one version of a split
-        self.after: Any = None  # see ``version.Item``
-        self.low = False  # the client asked for low priority
-        self.refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
-        self.cancel: Any = None  # set by the front: called if the client leaves
 
     def reply(self, status: int, code: str, json: int, body: bytes) -> None:
         """Answer; nothing happens if the client has left."""
@@ -111,6 +94,7 @@ class Exchange:
         if connection is None:
             return
         self._connection = None
+        self.cancel = None  # it holds this: left alone, the two would wait for the collector
         connection.answer(self, status, code, json, body)
 
     def abandon(self) -> None:
@@ -118,6 +102,7 @@ class Exchange:
         self._connection = None
         if self.cancel is not None:
             self.cancel()
+            self.cancel = None
 
 
 class HttpConnection(asyncio.Protocol):
@@ -129,6 +114,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.max_header_bytes = front.settings.max_header_bytes
         self._parser = http_parsers.make_parser(self)
+        self._fd = -1
         self._queue: deque[Exchange] = deque()
         self._busy = False
         self._refusing = False
@@ -137,6 +123,8 @@ class HttpConnection(asyncio.Protocol):
         self._since = time.monotonic()  # of the phase below
         self._phase = "idle"  # idle, head, body, linger
         self._head_bytes = 0
+        self._taken = 0  # messages that the parser has completed
+        self._plain: Head | None = None  # the last of these, if its head may be remembered
         self._reset()
 
     def _reset(self) -> None:
@@ -158,6 +146,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        self._fd = sock.fileno() if sock is not None else -1
         full = len(self._front.connections) >= self._settings.max_connections
         self._front.connections.add(self)
         if full:
@@ -168,6 +158,7 @@ class HttpConnection(asyncio.Protocol):
         self._front.buffered -= self._size
         self._size = 0
         self._transport = None
+        self._fd = -1
         self._refusing = True
         for exchange in self._queue:
             exchange.abandon()
@@ -176,6 +167,29 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refusing:
             return
+        between = self._phase == "idle" and not self._parser.partial
+        if between:
+            end = data.find(END) + len(END)
+            head = self._front.heads.get(data[:end])
+            if head is not None and len(data) - end == head.length:
+                self._take(head, data[end:])
+                return
+        taken = self._taken
+        self._parse(data)
+        if between and self._taken == taken + 1 and self._plain is not None and self._phase == "idle":
+            self._front.heads.learn(data, self._plain)
+
+    def _take(self, head: Head, body: bytes) -> None:
+        """A whole request whose head is known."""
+        exchange = Exchange(self, head.method, head.path, body)
+        exchange.json = head.json
+        if head.timeout_s:
+            exchange.timeout_s = head.timeout_s
+        if head.low:
+            exchange.low = True
+        self._enqueue(exchange)
+
+    def _parse(self, data: bytes) -> None:
         if self._phase == "idle":
             self._phase, self._since, self._head_bytes = "head", time.monotonic(), 0
         if self._phase == "head":
@@ -280,14 +294,28 @@ class HttpConnection(asyncio.Protocol):
         self._size = 0
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        exchange = Exchange(self, self._parser.get_method(), self._path, body, self._parser.should_keep_alive())
+        exchange = Exchange(self, self._parser.get_method(), self._path, body)
+        exchange.keep = self._parser.should_keep_alive()
         exchange.json = self._json
         exchange.timeout_s = self._timeout_s
         exchange.low = self._low
         exchange.key = self._key
-        exchange.keep_header = b"" if self._parser.get_http_version() != "1.0" else _KEEP
+        if self._parser.get_http_version() == "1.0":
+            exchange.keep_header = _KEEP
+        self._taken += 1
+        self._plain = self._remembered(exchange)
         self._parts = []
         self._phase, self._head_bytes, self._since = "idle", 0, time.monotonic()
+        self._enqueue(exchange)
+
+    def _remembered(self, exchange: Exchange) -> Head | None:
+        """What to remember of its head; None: it is not of the plain kind."""
+        unusual = self._expects or self._chunked or self.offers or exchange.key or exchange.keep_header
+        if unusual or not exchange.keep or len(exchange.body) != self.length:
+            return None
+        return Head(exchange.method, exchange.path, self.length, exchange.json, exchange.timeout_s, exchange.low)
+
+    def _enqueue(self, exchange: Exchange) -> None:
         self._queue.append(exchange)
         if not self._busy:
             self._next()
@@ -326,9 +354,9 @@ class HttpConnection(asyncio.Protocol):
             extra = _EXTRA.get(status, exchange.allow)
             head = _ERROR % (status, reason, code.encode(), len(body), extra, connection)
         if exchange.method == b"HEAD":
-            transport.write(head)
+            self._write(head)
         elif len(body) <= _JOIN_BYTES:
-            transport.write(head + body)
+            self._write(head + body)
         else:
             transport.writelines((head, body))
         if self._queue and self._queue[0] is exchange:
@@ -343,6 +371,20 @@ class HttpConnection(asyncio.Protocol):
             transport.resume_reading()
         self._next()
 
+    def _write(self, data: bytes) -> None:
+        """At once where nothing is ahead of it: uvloop would wait until it has called everybody of this turn."""
+        transport = self._transport
+        assert transport is not None
+        if self._fd >= 0 and not transport.get_write_buffer_size() and not transport.is_closing():
+            try:
+                sent = os.write(self._fd, data)
+            except OSError:
+                sent = 0  # full, or broken: the transport finds out which
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
+
     def _refuse(self, status: int, code: str, text: str) -> None:
         """Answer what came before, then this, then close; further input is thrown away."""
         if self._refusing:
@@ -351,7 +393,8 @@ class HttpConnection(asyncio.Protocol):
         self._front.buffered -= self._size
         self._size = 0
         self._parts = []
-        exchange = Exchange(self, b"", b"", b"", keep=False)
+        exchange = Exchange(self, b"", b"", b"")
+        exchange.keep = False
         exchange.refusal = (status, code, oip.error_body(text))
         self._queue.append(exchange)
         if not self._busy:

@@ -17,6 +17,8 @@ class ParseError(Exception):
 
 
 class Parser(Protocol):
+    partial: bool  # holds the beginning of a message that it has not told of
+
     def feed_data(self, data: bytes) -> None: ...
     def get_method(self) -> bytes: ...
     def should_keep_alive(self) -> bool: ...
@@ -32,6 +34,8 @@ def make_parser(connection: HttpConnection) -> Parser:
 
 
 class _Httptools:
+    partial = False
+
     def __init__(self, connection: HttpConnection) -> None:
         import httptools
 
@@ -91,6 +95,7 @@ class H11:
         self._connection = connection
         self._limit = connection.max_header_bytes
         self._event: Any = None
+        self.partial = False
         self._fresh(b"")
 
     def _fresh(self, rest: bytes) -> None:
@@ -105,6 +110,7 @@ class H11:
             while True:
                 event = self._parser.next_event()
                 if event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
+                    self.partial = bool(self._parser.trailing_data[0])
                     return
                 self._handle(event)
         except h11.RemoteProtocolError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,20 +63,20 @@ class Observer:
             capture.rate if rate < 0 else min(rate, 1.0), capture.low_confidence, capture.max_per_minute
         )
         self._samples = self._policy.rate > 0 or (self._policy.low_confidence > 0 and bool(self._score))
+        self._looks = self._samples and self._policy.low_confidence > 0  # at every row
+        self._next = sampling.gap(self._policy.rate, random.random())
 
-    def note(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: str) -> list[Sample]:
+    def note(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: bytes) -> Sequence[Sample]:
         """Look at one scored request; the samples to keep."""
         if self._windows is not None:
             self._turn += 1
             if self._turn >= self._one_in:
                 self._turn = 0
                 self._gather(inputs, outputs, rows)
-        if not self._samples:
-            return []
-        draw = random.random()
-        if self._policy.low_confidence <= 0 and rows == 1 and draw >= self._policy.rate:
-            return []  # the common case, decided in 0.1 µs
-        return self._choose(inputs, outputs, rows, endpoint, draw)
+        if not self._looks and self._next > rows:
+            self._next -= rows
+            return ()  # the common case
+        return self._choose(inputs, outputs, rows, endpoint.decode()) if self._samples else ()
 
     def _gather(self, inputs: Arrays, outputs: Arrays, rows: int) -> None:
         now = time.monotonic()
@@ -111,15 +112,17 @@ class Observer:
             return Observed(capped=capped)
         return Observed(self._windows[0].take(), self._windows[1].take(), capped)
 
-    def _choose(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: str, draw: float) -> list[Sample]:
-        """``draw`` is the first row's lot: drawn twice, its rate would count twice."""
+    def _choose(self, inputs: Arrays, outputs: Arrays, rows: int, endpoint: str) -> list[Sample]:
         confidence = _confidence(outputs, self._score, rows) if self._policy.low_confidence > 0 else None
         found = []
         now = time.monotonic()
         for row in range(rows):
             score = None if confidence is None else float(confidence[row])
-            lot = random.random() if row else draw
-            self._minute, kept = sampling.decide(self._policy, self._minute, now, lot, score)
+            self._next -= 1
+            drawn = self._next == 0
+            if drawn:
+                self._next = sampling.gap(self._policy.rate, random.random())
+            self._minute, kept = sampling.decide(self._policy, self._minute, now, drawn, score)
             if kept is not None:
                 sample = self.sample(inputs, outputs, rows, row, kept.reason, kept.probability, endpoint)
                 if sample is not None:

@@ -22,7 +22,7 @@ from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import frames, oip, orders
 from skerry_agent.serving.copies import DROPPED, Copies
 from skerry_agent.serving.counters import Counters
-from skerry_agent.serving.exits import in_step
+from skerry_agent.serving.exits import exit_reason, in_step
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.item import Events, Item
 from skerry_agent.serving.link import WorkerLink
@@ -36,9 +36,12 @@ from skerry_modules.profiles import Limits
 
 log = logging.getLogger(__name__)
 
-EXIT_NO_MEMORY: Final = 77  # as serving.worker says; importing that here would import numpy
 _CONTROL: Final = 1 << 63
 """Numbers of orders start here, so that they never meet those of requests."""
+_INFER: Final = int(Kind.INFER)
+_SHADOW: Final = int(Kind.SHADOW)
+_ANSWER: Final = int(Kind.ANSWER)
+_PACK: Final = frames.HEAD.pack
 _SUSPENDED: Final = "suspended"
 _MARKS: Final = 64  # quarantined bodies that are remembered
 
@@ -106,8 +109,14 @@ class Version:
                 self._counters.refused(item.endpoint, item.shadow)
             item.reply(*_quarantined())
             return None
-        ticket = Ticket(self._next, item, len(item.body), item.began + timeout, pinned=pinned)
+        ticket = Ticket(self._next, item, len(item.body), item.began + timeout, pinned)
         self._next += 1
+        link = self._link
+        if link is not None and self.ready and self._dispatch.board(ticket, item.began):
+            if self._watch is None:
+                self._watch = asyncio.get_running_loop().call_later(timeout, self._look)
+            self._ship(link, ticket, item.began)
+            return ticket
         return ticket if self._enqueue(ticket, timeout) else None
 
     def _enqueue(self, ticket: Ticket, timeout: float) -> bool:
@@ -140,35 +149,40 @@ class Version:
         link = self._link
         if link is None or not self.ready:
             return
-        send = link.send_soon if self._dispatch.flying else link.send  # a worker that waits gets it at once
         now = time.monotonic()
         for ticket in self._dispatch.send(now):
-            item = ticket.item
-            body = item.body
-            flags = frames.ALONE if ticket.alone else 0
-            kind = Kind.SHADOW if item.shadow else Kind.INFER
-            if self.copies.aside != item.shadow:
-                if not item.shadow:
-                    self.copies.answers(link, now)
-                elif not self._calls:
-                    self.copies.step_aside(link, now, self._dispatch.flying)
-            head = frames.pack(kind, ticket.number, json=item.json, name=item.endpoint, size=len(body), flags=flags)
-            send(head, body)
+            self._ship(link, ticket, now)
+
+    def _ship(self, link: WorkerLink, ticket: Ticket, now: float) -> None:
+        """Send what the rules have put among those under way."""
+        item, flying = ticket.item, self._dispatch.flying
+        name, body = item.endpoint, item.body
+        if self.copies.aside != item.shadow:
+            if not item.shadow:
+                self.copies.answers(link, now)
+            elif not self._calls:
+                self.copies.step_aside(link, now, flying)
+        kind = _SHADOW if item.shadow else _INFER
+        head = _PACK(len(name) + len(body), kind, ticket.alone, 0, ticket.number, item.json, len(name), 0) + name
+        if len(flying) > 1:
+            link.send_soon(head, body)
+        else:  # a worker that waits gets it at once
+            link.send(head, body)
 
     def _on_frame(self, link: WorkerLink, frame: Frame) -> None:
         if link is not self._link:
             return
-        if frame.kind == Kind.ANSWER:
+        if frame.kind == _ANSWER:
             if frame.number >= _CONTROL:
                 self._called(frame)
                 return
             link.scored = True
             now = time.monotonic()
             ticket = self._dispatch.answered(frame.number, now)
-            if ticket is not None:
-                self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
             if self._dispatch.waiting:
                 self._pump()
+            if ticket is not None:
+                self._finish(ticket, now, frame.status, frame.name.decode(), frame.json, frame.body)
             self._tell_idle()
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
@@ -180,12 +194,12 @@ class Version:
     ) -> None:
         ticket.done = True
         item = ticket.item
+        item.reply(status, code, json, body)  # before all else: its client waits
         if not item.low and not (item.shadow and status in DROPPED):
             seconds = now - item.began
             self._counters.add(item.endpoint, item.shadow, seconds, status >= 500)
             if not item.shadow:
                 self.recent.add(now, seconds)
-        item.reply(status, code, json, body)
         if status == 200 and item.after is not None:
             item.after(json, body)
 
@@ -225,7 +239,8 @@ class Version:
 
     def _tell_idle(self) -> None:
         """Wake those who wait for the worker or the queue to be empty."""
-        self.room.look()
+        if self.room.waiting:
+            self.room.look()
         if self._landed is not None and not self._dispatch.flying:
             self._landed.set()
         if self._drained is not None and self._dispatch.idle and not self._drained.done():
@@ -474,13 +489,6 @@ class Version:
         if link is not None:
             self._nursery.kill(link.serial)  # at once: a worker in a loop would not see its socket close
             link.close()
-
-
-def exit_reason(status: int) -> str:
-    """ "signal 11", "exit 1", "memory"."""
-    if status == EXIT_NO_MEMORY:
-        return "memory"
-    return f"signal {-status}" if status < 0 else f"exit {status}"
 
 
 def _quarantined() -> tuple[int, str, int, bytes]:

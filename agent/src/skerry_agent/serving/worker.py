@@ -30,6 +30,7 @@ from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, oip, orders
 from skerry_agent.serving.codec import Answer, Codec, Request
 from skerry_agent.serving.copies import HEAD
+from skerry_agent.serving.exits import EXIT_NO_MEMORY
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.observe import Observer
 from skerry_agent.serving.pages import release_files
@@ -39,8 +40,10 @@ from skerry_modules.manifest import Manifest
 from skerry_modules.messages import Distribution
 from skerry_modules.tensors import DATATYPES
 
-EXIT_NO_MEMORY: Final = 77
 RECEIVE_BYTES: Final = 256 * 1024
+_ANSWER: Final = int(Kind.ANSWER)
+_INFER: Final = int(Kind.INFER)
+_PACK: Final = frames.HEAD.pack
 _TRIALS: Final = (Kind.LOAD, Kind.GOLDEN, Kind.WARM)
 
 
@@ -78,13 +81,14 @@ class Worker:
         """What one receive brought: requests that came together are scored together where that is proven."""
         waiting: list[Frame] = []
         for frame in found:
-            if frame.kind == Kind.INFER and self._batch_rows > 1 and not frame.flags & frames.ALONE:
+            infer = frame.kind == _INFER
+            if infer and self._batch_rows > 1 and not frame.flags & frames.ALONE:
                 waiting.append(frame)
                 continue
             if waiting:
                 self._infer_many(waiting)
                 waiting = []
-            if frame.kind == Kind.INFER:
+            if infer:
                 self._infer(frame)
             elif frame.kind == Kind.SHADOW:
                 self._shadow(frame)
@@ -119,7 +123,7 @@ class Worker:
             self._fail(frame, error)
             return
         self._send(_answer(frame, answer))
-        self._note(frame, request, outputs)
+        self._note(frame.name, request.inputs, outputs, request.plan.rows)
 
     def _shadow(self, frame: Frame) -> None:
         """Score a copy of a request, and tell how the outputs compare with the answer that the client was given."""
@@ -135,7 +139,7 @@ class Worker:
             self._fail(frame, error)
             return
         self._send(frames.whole(Kind.ANSWER, frame.number, messages.encode(found), status=200))
-        self._note(frame, request, outputs)
+        self._note(frame.name, request.inputs, outputs, request.plan.rows)
 
     def _infer_many(self, found: list[Frame]) -> None:
         parsed = [(frame, request) for frame in found if (request := self._parse(frame)) is not None]
@@ -148,23 +152,28 @@ class Worker:
     def _score_group(self, group: list[tuple[Frame, Request]]) -> bool:
         """Score together and answer all; False: nothing was answered, score them one by one."""
         try:
-            outputs = self._score(batching.join([request.inputs for _, request in group]))
-            parts = batching.cut(outputs, [request.plan.rows for _, request in group])
-            if parts is None:
+            inputs = batching.join([request.inputs for _, request in group])
+            outputs = self._score(inputs)
+            counts = [request.plan.rows for _, request in group]
+            if not batching.divides(outputs, sum(counts)):
                 return False
-            answers = self._codec.format_many([(frame.name, request.plan) for frame, request in group], outputs, parts)
+            asked = [(frame.name, request.plan) for frame, request in group]
+            answers = self._codec.format_many(asked, outputs, lambda: batching.cut(outputs, counts))
         except MemoryError as error:
             die_of_memory(error)
         except Exception:  # one request's trouble is not the others': alone each gets its own answer
             return False
         self._send(b"".join([_answer(frame, one) for (frame, _), one in zip(group, answers, strict=True)]))
-        for (frame, request), part in zip(group, parts, strict=True):
-            self._note(frame, request, part)
+        if all(frame.name == group[0][0].name for frame, _ in group):
+            self._note(group[0][0].name, inputs, outputs, sum(counts))
+        else:
+            for (frame, request), part in zip(group, batching.cut(outputs, counts), strict=True):
+                self._note(frame.name, request.inputs, part, request.plan.rows)
         return True
 
-    def _note(self, frame: Frame, request: Request, outputs: Arrays) -> None:
+    def _note(self, name: bytes, inputs: Arrays, outputs: Arrays, rows: int) -> None:
         try:
-            for sample in self._observer.note(request.inputs, outputs, request.plan.rows, frame.name.decode()):
+            for sample in self._observer.note(inputs, outputs, rows, name):
                 self._send(frames.whole(Kind.SAMPLE, 0, messages.encode(sample)))
         except MemoryError as error:
             die_of_memory(error)
@@ -321,8 +330,7 @@ class Worker:
 
 
 def _answer(frame: Frame, answer: Answer) -> bytes:
-    head = frames.pack(Kind.ANSWER, frame.number, status=200, json=answer.json, size=len(answer.body))
-    return head + answer.body
+    return _PACK(len(answer.body), _ANSWER, 0, 200, frame.number, answer.json, 0, 0) + answer.body
 
 
 def _zeros(manifest: Manifest, place: int) -> np.ndarray[Any, Any]:

@@ -94,24 +94,24 @@ class Room:
         self._version = version
         self._wait_s = wait_s
         self._limit = limit
-        self._waiting: deque[Low] = deque()
+        self.waiting: deque[Low] = deque()
         self._out: Low | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, exchange: Exchange, timeout_s: float) -> None:
         """Answer it when there is time for it, or 429 at once."""
-        if len(self._waiting) >= self._limit:
+        if len(self.waiting) >= self._limit:
             text = f"cannot score now: {self._limit} requests of low priority wait; try again after a second"
             exchange.reply(429, "scoring.overloaded", -1, oip.error_body(text))
             return
         low = Low(self, exchange, timeout_s)
         exchange.cancel = lambda: self._leave(low)
-        self._waiting.append(low)
+        self.waiting.append(low)
         self.look()
 
     def look(self) -> None:
         """Send the next one if the version has nothing else to do; called whenever it may have come to rest."""
-        if self._out is not None or not self._waiting:
+        if self._out is not None or not self.waiting:
             return
         if self._version.idle:
             self._release()
@@ -120,14 +120,14 @@ class Room:
 
     def _waited(self) -> None:
         self._timer = None
-        if self._out is None and self._waiting:
+        if self._out is None and self.waiting:
             self._release()
 
     def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        low = self._out = self._waiting.popleft()
+        low = self._out = self.waiting.popleft()
         self.recent.beside = True
         low.released = time.monotonic()
         low.ticket = self._version.submit(low, low.timeout_s)
@@ -143,7 +143,7 @@ class Room:
     def _leave(self, low: Low) -> None:
         """Its client has left."""
         if low is not self._out:
-            self._waiting.remove(low)
+            self.waiting.remove(low)
         elif low.ticket is not None:
             self._version.forget(low.ticket)
             self.ended(low)
@@ -153,5 +153,5 @@ class Room:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting:
-            self._waiting.popleft().reply(503, "scoring.not_ready", -1, oip.error_body(text))
+        while self.waiting:
+            self.waiting.popleft().reply(503, "scoring.not_ready", -1, oip.error_body(text))
