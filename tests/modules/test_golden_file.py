@@ -82,7 +82,7 @@ def test_a_selection_of_outputs_and_any_number_of_cases_is_enough(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "batch", "array", "says"),
     [
-        (b"no archive", -1, None, "golden.npz as .npz or .npy"),
+        (b"no archive", -1, None, "cannot read golden.npz as .npz or .npy: .*; write it anew"),
         (without("input.n"), -1, "input.n", "no array 'input.n', which the manifest declares"),
         (without("output.y"), -1, None, "the same number of cases, at least one"),
         (without("output.y") | {"output.z": np.zeros(4, "f4")}, -1, "output.y", "whose arg-max the manifest compares"),

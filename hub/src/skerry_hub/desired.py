@@ -6,6 +6,9 @@ lock on the device's row, so revisions are consecutive and each names one conten
 
 ``attempt`` of a module is the revision that assigned it last: it only ever grows, so to assign the same version again
 asks a device that gave up on it to try once more, also after it was removed in between.
+
+A device may know a later revision than the hub: it was removed and added again, or the database is an older copy. It
+would refuse all that is not newer than what it has, so the next revision is always above what it reported.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from skerry_modules.errors import BugError, InputError
 from skerry_modules.messages import DesiredModule
 
 _routes = msgspec.json.Decoder(tuple[messages.Route, ...])
+NEWEST_SEEN: Final = 2**30
+"""The latest revision that a device is believed to have: columns hold 32 bits, and one that lies deceives itself."""
+
 SIGNER: Final = "hub_key"  # where a session's ``info`` holds the hub's key: see ``db.Database.info``
 
 
@@ -61,7 +67,7 @@ def assign(
     current = session.get(Assignment, (device, module))
     if current and rollout is not None and (current.rollout, current.version) == (rollout, version):
         return current.attempt
-    revision = row.desired_revision + 1
+    revision = _next(row)
     wanted = current or Assignment(device=device, module=module, version=version, at=now)
     wanted.version, wanted.soak_s, wanted.rollout = version, soak_s, rollout
     wanted.attempt, wanted.at = revision, now
@@ -77,7 +83,7 @@ def unassign(session: Session, device: str, module: str, *, now: int) -> int:
     if current is None:
         return row.desired_revision
     session.delete(current)
-    _issue(session, row, row.desired_revision + 1, now)
+    _issue(session, row, _next(row), now)
     return row.desired_revision
 
 
@@ -101,8 +107,28 @@ def fallbacks(session: Session, module: str) -> dict[str, int]:
 def reissue(session: Session, device: str, *, now: int) -> int:
     """Sign the same wishes again under a new revision (the hub's key or a setting changed)."""
     row = devices.locked(session, device)
-    _issue(session, row, row.desired_revision + 1, now)
+    _issue(session, row, _next(row), now)
     return row.desired_revision
+
+
+def overtake(session: Session, device: str, *, now: int) -> bool:
+    """Wish the same again above the revision that the device reported, where that is later than the hub's.
+
+    Attempts rise with it: what the device gave up under the hub's former documents it tries once more.
+    """
+    row = devices.locked(session, device)
+    if not row.desired_revision < row.reported_revision <= NEWEST_SEEN:
+        return False
+    revision = _next(row)
+    for wanted in session.exec(select(Assignment).where(col(Assignment.device) == device)):
+        wanted.attempt = revision
+        session.add(wanted)
+    _issue(session, row, revision, now)
+    return True
+
+
+def _next(row: Device) -> int:
+    return max(row.desired_revision, min(row.reported_revision, NEWEST_SEEN)) + 1
 
 
 def document(session: Session, device: str) -> bytes | None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import bindparam, text
 
-from skerry_hub import commands, samples
+from skerry_hub import commands, desired, samples
+from skerry_hub.batch_results import BatchResults
 from skerry_hub.broker import Broker
 from skerry_hub.broker.rights import OVERSIZED_TOPIC
 from skerry_hub.clock import now_ms
@@ -28,7 +30,7 @@ from skerry_hub.ingest import Ingest, IngestSettings
 from skerry_hub.link import Link, LinkSettings
 from skerry_hub.rules.delivery import DeliverySettings
 from skerry_modules import messages, topics
-from skerry_modules.errors import PeerError
+from skerry_modules.errors import InputError, PeerError
 
 if TYPE_CHECKING:
     from skerry_hub.bus import Bus
@@ -172,8 +174,19 @@ class Streaming:
                 statement.bindparams(bindparam("devices", expanding=True)), {"devices": list(hellos)}
             ).all()
         behind = {str(device) for device, revision in rows if int(revision) > hellos[str(device)].revision}
+        ahead = {str(device) for device, revision in rows if int(revision) < hellos[str(device)].revision}
+        behind |= self._overtaken(ahead)
         if behind:
             self.publish_desired(behind)
+
+    def _overtaken(self, ahead: set[str]) -> set[str]:
+        """Those of the devices with a later revision than ours that have a new document now."""
+        found = set()
+        for device in sorted(ahead):
+            with contextlib.suppress(InputError), self._db.session() as session:  # removed meanwhile
+                if desired.overtake(session, device, now=now_ms()):
+                    found.add(device)
+        return found
 
     # -- the keeper ---------------------------------------------------------------------------------------------------
 
@@ -240,11 +253,13 @@ class Streaming:
     def _remind(self) -> None:
         """Devices that have not reported the newest revision get their document again."""
         statement = (
-            "SELECT d.id FROM device d JOIN desired_document w ON w.device = d.id "
-            "WHERE w.revision > d.reported_revision"
+            "SELECT d.id, w.revision > d.reported_revision FROM device d JOIN desired_document w ON w.device = d.id "
+            "WHERE w.revision <> d.reported_revision"
         )
         with self._db.engine.connect().execution_options(skerry_read=True) as connection:
-            behind = [str(row[0]) for row in connection.execute(text(statement))]
+            found = {str(device): bool(is_behind) for device, is_behind in connection.execute(text(statement))}
+        behind = {device for device, is_behind in found.items() if is_behind}
+        behind |= self._overtaken(found.keys() - behind)
         if behind:
             self.publish_desired(behind)
 

@@ -32,7 +32,7 @@ def read(path: Path, limits: npz.Limits = npz.LIMITS) -> tuple[dict[str, Tensor]
     try:
         found = npz.read(path, limits)
     except InputError as error:
-        raise _mismatch(error.message.removeprefix("cannot read ")) from error
+        raise InputError("manifest.golden_mismatch", f"cannot use the golden file: {error.message}") from error
     sides: dict[str, dict[str, Tensor]] = {"input": {}, "output": {}}
     for name, tensor in found.items():
         side, dot, key = name.partition(".")

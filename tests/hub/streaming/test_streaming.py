@@ -306,6 +306,30 @@ def test_a_broker_that_is_killed_comes_back_and_everybody_goes_on(broker_world: 
     assert messages.decode_desired(again.payloads("desired")[-1].payload).revision == revision
 
 
+def test_a_device_that_is_ahead_of_the_hub_gets_a_document_above_what_it_has(
+    database_world: World, eventually: Wait
+) -> None:
+    """It was removed and added again, or the hub's database is an older copy: it would refuse what is not newer."""
+    device = database_world.device("dev-1")
+    database_world.model("m", b"weights")
+    database_world.assign("dev-1", "m")
+    device.hello(revision=40)
+
+    def newest() -> messages.Desired | None:
+        said = device.payloads("desired")
+        return messages.decode_desired(said[-1].payload) if said else None
+
+    eventually(lambda: (got := newest()) is not None and got.revision == 41, what="the document above it")
+    got = newest()
+    assert got is not None
+    assert [(one.name, one.version, one.attempt) for one in got.modules] == [("m", 1, 41)]
+    device.hello(revision=41)
+    assert database_world.assign("dev-1", "m") == 42
+    device.hello(revision=2**31 - 1)  # which no hub ever issued
+    eventually(lambda: database_world.row("dev-1").reported_revision == 2**31 - 1, what="the hello")
+    assert database_world.assign("dev-1", "m") <= 2**30 + 1
+
+
 def test_a_removed_devices_document_is_cleared(database_world: World, eventually: Wait) -> None:
     device = database_world.device("dev-1")
     database_world.model("m", b"x")
