@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import select
 import socket
@@ -166,7 +167,7 @@ class Crowd:
         if extra >= 0:
             poller.register(extra, select.POLLIN)
         heard = False
-        for number, events in poller.poll(20):
+        for number, events in poller.poll(self._wait_ms()):
             if number == extra:
                 heard = True
                 continue
@@ -176,13 +177,20 @@ class Crowd:
             if events & ~select.POLLOUT:
                 for _ in range(4):
                     one.client.loop_read()
+        for one in self.receivers:
+            one.tick()
         now = time.monotonic()
         if now > self._misc_at:
             self._misc_at = now + 0.05
             for one in self.receivers:
-                one.tick()
                 one.client.loop_misc()
         return heard
+
+    def _wait_ms(self) -> float:
+        """Until the next thing that a downloader does by itself, as an agent's own loop waits; at most 20."""
+        deadlines = [one.download.next_deadline for one in self.receivers if one.download is not None]
+        soonest = min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
+        return min(20.0, max(0.0, (soonest - time.monotonic()) * 1000))
 
 
 def main() -> None:

@@ -186,6 +186,18 @@ def test_any_bitmap_names_only_chunks_that_exist(bitmap: bytes, total: int) -> N
     assert all(0 <= part < total for part in chunks.decode_bitmap(bitmap, total))
 
 
+@given(st.integers(1, 300), st.lists(st.integers(-2, 302)), st.lists(st.integers(0, 302)))
+def test_what_is_lacking_is_what_did_not_come_in_any_order_and_however_often(
+    total: int, held: list[int], came: list[int]
+) -> None:
+    lacking = chunks.Lacking(total, held)
+    for part in came:
+        lacking.discard(part)
+    left = set(range(total)) - set(held) - set(came)
+    assert {part for part in range(-2, 303) if part in lacking} == left
+    assert (lacking.count, lacking.encode()) == (len(left), chunks.encode_bitmap(left, total))
+
+
 @given(st.integers(0, 10**12))
 def test_chunks_cover_an_object_exactly(size: int) -> None:
     parts = chunks.count(size)

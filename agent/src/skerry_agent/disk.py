@@ -64,7 +64,7 @@ class Partial:
         self._map = os.open(index, flags, 0o600)
         self._unsynced = 0
 
-    def write(self, part: int, data: bytes, sync_every: int) -> None:
+    def write(self, part: int, data: bytes | memoryview, sync_every: int) -> None:
         """Data first, then its mark: a mark without its data is seen by the CRC."""
         _write_all(self._data, data, part * chunks.CHUNK_BYTES)
         _write_all(self._map, _SLOT.pack(_MARK, _MARK ^ 0xFFFF, zlib.crc32(data)), part * _SLOT.size)
@@ -158,7 +158,7 @@ class Disk:
         self._preflight(digest, size - min(size, len(held) * chunks.CHUNK_BYTES))
         return held
 
-    def store_chunk(self, digest: str, part: int, size: int, data: bytes) -> None:
+    def store_chunk(self, digest: str, part: int, size: int, data: bytes | memoryview) -> None:
         """Keep one chunk. Safe to repeat.
 
         Raises:
@@ -406,7 +406,7 @@ class Disk:
             self._close(digest)
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)

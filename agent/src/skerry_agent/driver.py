@@ -310,9 +310,7 @@ class Driver:
         """Quick, frequent, and silent unless it fails."""
         size = len(effect.data)
         self._waiting_bytes += size
-        work = self._disk_thread.submit(
-            self._disk.store_chunk, effect.digest, effect.part, effect.size, bytes(effect.data)
-        )
+        work = self._disk_thread.submit(self._disk.store_chunk, effect.digest, effect.part, effect.size, effect.data)
         work.add_done_callback(lambda done: self._stored(effect.digest, size, done))
 
     def _stored(self, digest: str, size: int, done: Future[None]) -> None:

@@ -38,6 +38,35 @@ def decode_bitmap(bitmap: bytes, total: int) -> Iterator[int]:
             yield part
 
 
+class Lacking:
+    """Which chunks of one object are still missing, kept as the bitmap that says so.
+
+    Args:
+        total: chunks of the object.
+        held: those that are not missing; numbers outside the object are ignored.
+    """
+
+    def __init__(self, total: int, held: Iterable[int] = ()) -> None:
+        self.total = total
+        self.count = total
+        self._bits = bytearray(((1 << total) - 1).to_bytes(-(-total // 8), "little"))
+        for part in held:
+            self.discard(part)
+
+    def __contains__(self, part: int) -> bool:
+        return 0 <= part < self.total and bool(self._bits[part >> 3] >> (part & 7) & 1)
+
+    def discard(self, part: int) -> None:
+        """It is here now."""
+        if part in self:
+            self._bits[part >> 3] ^= 1 << (part & 7)
+            self.count -= 1
+
+    def encode(self) -> bytes:
+        """As :func:`encode_bitmap` would."""
+        return bytes(self._bits)
+
+
 def frame(data: bytes | memoryview) -> bytes:
     """A chunk's payload: version byte 1, CRC-32 (big endian), the bytes themselves."""
     return b"\x01" + zlib.crc32(data).to_bytes(4, "big") + bytes(data)

@@ -173,7 +173,7 @@ class Bench:
             case fx.StoreChunk(digest, part, _, data):
                 if self.full:
                     return fx.Failed("StoreChunk", digest, "resource.no_space", "full")
-                self.parts.setdefault(digest, {})[part] = data
+                self.parts.setdefault(digest, {})[part] = bytes(data)
             case fx.CompleteObject(digest):
                 return self._complete(digest)
             case fx.SetRoutes(endpoint, _, digests):

@@ -79,7 +79,7 @@ class Download:
         self._settings = settings
         self._rng = rng
         self._reception = reception
-        self._have: set[int] = set()
+        self._lacking = chunks.Lacking(self.total)
         self._damaged = 0
         self._answer_by: float | None = now + settings.answer_s
         self._began_clock = 0.0  # the fetching
@@ -96,7 +96,7 @@ class Download:
 
     @property
     def progress(self) -> float:
-        return 1.0 if self.phase is Phase.DONE else len(self._have) / self.total
+        return 1.0 if self.phase is Phase.DONE else 1 - self._lacking.count / self.total
 
     @property
     def next_deadline(self) -> float | None:
@@ -116,9 +116,9 @@ class Download:
         """The disk has answered which chunks it holds."""
         if self.phase is not Phase.LISTING:
             return []
-        self._have = {part for part in parts if 0 <= part < self.total}
+        self._lacking = chunks.Lacking(self.total, parts)
         self._answer_by = None
-        if len(self._have) == self.total:
+        if not self._lacking.count:
             return self._check(now)
         return self._fetch(now)
 
@@ -127,7 +127,7 @@ class Download:
 
     def chunk(self, part: int, payload: bytes, now: float) -> list[Effect]:
         """A chunk came: checked here, so that a flipped bit costs one chunk and not the object."""
-        if self.phase is not Phase.FETCHING or not 0 <= part < self.total or part in self._have:
+        if self.phase is not Phase.FETCHING or part not in self._lacking:
             return []
         try:
             data = chunks.unframe(payload)
@@ -137,10 +137,10 @@ class Download:
         if len(data) != min(chunks.CHUNK_BYTES, self.size - part * chunks.CHUNK_BYTES):
             self.flipped += 1
             return []
-        self._have.add(part)
+        self._lacking.discard(part)
         self._reception.heard(now, self._open_clock)
-        effects: list[Effect] = [StoreChunk(self.digest, part, self.size, bytes(data))]
-        if len(self._have) == self.total:
+        effects: list[Effect] = [StoreChunk(self.digest, part, self.size, data)]
+        if not self._lacking.count:
             return effects + self._check(now)
         return effects + self.report(now)
 
@@ -165,7 +165,7 @@ class Download:
         if effect == "CompleteObject" and code == "package.digest_mismatch":
             self._damaged += 1
             if self._damaged < self._settings.damaged_tries:
-                self._have.clear()
+                self._lacking = chunks.Lacking(self.total)
                 return self._fetch(now)
         return self._give_up(code, message)
 
@@ -240,8 +240,7 @@ class Download:
         self._asked_clock = self._reception.clock(now)
         self._chunks_at_want = self._reception.chunks
         self._jitter = self._rng.uniform(0.8, 1.2)
-        missing = (part for part in range(self.total) if part not in self._have)
-        return SendWant(self.digest, self.size, chunks.encode_bitmap(missing, self.total))
+        return SendWant(self.digest, self.size, self._lacking.encode())
 
     def _check(self, now: float) -> list[Effect]:
         self.phase = Phase.CHECKING

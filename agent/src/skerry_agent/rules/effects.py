@@ -147,7 +147,7 @@ class StoreChunk(_E, frozen=True):
     digest: str
     part: int
     size: int  # of the whole object
-    data: bytes
+    data: bytes | memoryview  # what came, not copied
 
 
 class CompleteObject(_E, frozen=True):

@@ -259,7 +259,7 @@ class Device:
                 self.world.truth.wanted(self, digest, list(chunks.decode_bitmap(bitmap, chunks.count(size))))
                 self.world.network.up(self.id, "want", messages.encode(Want(digest=digest, size=size, bitmap=bitmap)))
             case fx.StoreChunk(digest, part, _, data):
-                self._store(digest, part, data)
+                self._store(digest, part, bytes(data))
             case fx.ListParts(digest):
                 self._queue.append(fx.Done("ListParts", digest, {"parts": sorted(self.parts.get(digest, {}))}))
             case fx.CompleteObject(digest):
