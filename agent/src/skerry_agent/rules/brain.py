@@ -230,7 +230,7 @@ class Brain:
             if not settled:
                 return
             wanted = reconcile.wanted_digests(self.desired) if self.desired else {}
-            for name in settled:
+            for name in sorted(settled):
                 machine.forget_failed(name, wanted.get(name, ""))
             if self.desired:
                 self._reconcile(now, settled)

@@ -55,7 +55,7 @@ def _one(options: argparse.Namespace) -> int:
     print(
         f"seed {outcome.seed}: {outcome.violation or 'every rule held'} "
         f"({outcome.events} events in {outcome.virtual_s:.0f} virtual seconds, {outcome.rollouts} rollouts, "
-        f"{outcome.samples} samples)"
+        f"{outcome.samples} samples; digest {outcome.digest[:16]})"
     )
     return 1 if outcome.violation else 0
 

@@ -241,6 +241,7 @@ class Device:
         for effect in effects:
             if crash and self.rng.random() < crash:
                 raise PowerCut
+            self.world.count(self.id, f"{type(effect).__name__} {getattr(effect, 'digest', '')}")
             failed = self._perform(effect)
             if crash and self.rng.random() < crash:
                 raise PowerCut

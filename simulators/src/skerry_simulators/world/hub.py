@@ -148,7 +148,7 @@ class Hub:
             if verdict.verdict is marks.Verdict.TAKE:
                 taken.append((device, message.body))
         self.store(changed, taken)
-        for device, epoch in {(device, epoch) for device, epoch, _ in changed}:
+        for device, epoch in sorted({(device, epoch) for device, epoch, _ in changed}):
             all_marks = {s: mark for (d, e, s), mark in self.db.marks.items() if (d, e) == (device, epoch)}
             self._world.network.down(device, "ack", messages.encode(Ack(1, epoch, all_marks)))
         self._world.truth.committed()

@@ -1,15 +1,18 @@
 """Small signed modules that exist only as bytes: what the virtual hub registers and virtual devices install.
 
-Made once per process and shared by all runs: signing is the dearest thing that a run does.
+Made once per process and shared by all runs: signing is the dearest thing that a run does. The keys are the same in
+every process, and Ed25519 signatures follow from key and content, so that a seed gives the same bytes everywhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from enum import StrEnum
 from functools import cache
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from skerry_modules import index as indexes
 from skerry_modules.chunks import CHUNK_BYTES
@@ -21,9 +24,14 @@ from skerry_modules.profiles import EngineSupport, Limits, Profile
 from skerry_modules.tensors import TensorSpec
 from skerry_modules.trust import Signature, SigningKey
 
-PUBLISHER = SigningKey.generate("publisher")
-STRANGER = SigningKey.generate("stranger")
-HUB = SigningKey.generate("hub")
+
+def _key(name: str) -> SigningKey:
+    """A key that anyone can make: good for worlds and nothing else."""
+    seed = hashlib.sha256(f"a world's key of its {name}".encode()).digest()
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(seed), name)
+
+
+PUBLISHER, STRANGER, HUB = _key("publisher"), _key("stranger"), _key("hub")
 
 PROFILE = Profile(
     format=1,

@@ -5,6 +5,7 @@ First faults and work, mixed; then everything is mended, and the world must come
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import deque
 from typing import Any
@@ -40,6 +41,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     virtual_s: float
     rollouts: int
     samples: int
+    digest: str = ""  # SHA-256 of all that happened, when and to whom: equal for equal seeds, on every machine
     trace: tuple[str, ...] = ()
 
 
@@ -70,6 +72,7 @@ class World:
         self.faults = faults or faulting.draw(self.rng)
         self._trouble = self.faults
         self._trace: deque[str] = deque(maxlen=trace)
+        self._digest = hashlib.sha256()
         self.modules: dict[tuple[str, int], Module] = {}
         self.library: dict[str, Module] = {}
         self.objects: dict[str, bytes] = {}
@@ -81,7 +84,12 @@ class World:
         self.mending = False
         self.events = 0
 
+    def count(self, who: str, what: str) -> None:
+        """Put something into the digest of the run."""
+        self._digest.update(f"{self.clock.now!r} {who} {what}\n".encode())
+
     def note(self, who: str, what: str) -> None:
+        self.count(who, what)
         self._trace.append(f"{self.clock.now:9.2f} {who:4} {what}")
 
     # -- the network's other ends
@@ -290,5 +298,6 @@ class World:
             virtual_s=self.clock.now,
             rollouts=len(self.hub.db.rollouts),
             samples=len(self.hub.db.samples),
+            digest=self._digest.hexdigest(),
             trace=tuple(self._trace),
         )
