@@ -1,8 +1,9 @@
 """Fifty paho clients in one process that receive chunks: as plain subscribers, or as agents' own downloaders.
 
 A downloader is the agent's rule (``skerry_agent.rules.download``): it asks by bitmap, checks each chunk, keeps it, and
-reports. Chunks are kept in memory: fifty devices have fifty disks, and this machine has one. Started by
-``benchmarks.delivery`` and ``benchmarks.resume``; it reads commands on stdin and answers in JSON lines on stdout.
+reports. Chunks are kept in memory: fifty devices have fifty disks, and this machine has one; that memory is there
+before the clock starts, as a disk is. Started by ``benchmarks.delivery`` and ``benchmarks.resume``; it reads commands
+on stdin and answers in JSON lines on stdout.
 Times are of the machine's monotonic clock, which all processes share.
 """
 
@@ -91,6 +92,9 @@ class Receiver:
         for one in wanted:
             now = time.monotonic()
             match one:
+                case effects.StoreChunk():
+                    start = one.part * chunks.CHUNK_BYTES
+                    self._disk[start : start + len(one.data)] = one.data
                 case effects.ListParts():
                     self.perform(self.download.listed([], now))
                 case effects.Subscribe():
@@ -100,9 +104,6 @@ class Receiver:
                 case effects.SendWant():
                     want = messages.Want(digest=one.digest, size=one.size, bitmap=one.bitmap)
                     self.client.publish(topics.up(self.name, "want"), messages.encode(want), 1)
-                case effects.StoreChunk():
-                    start = one.part * chunks.CHUNK_BYTES
-                    self._disk[start : start + len(one.data)] = one.data
                 case effects.CompleteObject():
                     self.done_at = now  # all bytes are here: what is measured ends here
                 case _:
@@ -119,12 +120,15 @@ class Receiver:
         self.download = None
         return whole
 
+    @property
+    def deadline(self) -> float:
+        """When the downloader wants to do something by itself."""
+        deadline = self.download.next_deadline if self.download is not None else None
+        return math.inf if deadline is None else deadline
+
     def tick(self) -> None:
         if self.download is not None:
-            deadline = self.download.next_deadline
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                self.perform(self.download.tick(now))
+            self.perform(self.download.tick(time.monotonic()))
 
     def cut(self) -> None:
         """Pull the cable, then come back as a new connection."""
@@ -167,7 +171,9 @@ class Crowd:
         if extra >= 0:
             poller.register(extra, select.POLLIN)
         heard = False
-        for number, events in poller.poll(self._wait_ms()):
+        deadlines = [one.deadline for one in self.receivers]
+        wait_ms = (min(deadlines) - time.monotonic()) * 1000  # as an agent's own loop waits
+        for number, events in poller.poll(min(20.0, max(0.0, wait_ms))):
             if number == extra:
                 heard = True
                 continue
@@ -177,20 +183,15 @@ class Crowd:
             if events & ~select.POLLOUT:
                 for _ in range(4):
                     one.client.loop_read()
-        for one in self.receivers:
-            one.tick()
         now = time.monotonic()
+        for one, deadline in zip(self.receivers, deadlines, strict=True):
+            if now >= deadline:
+                one.tick()
         if now > self._misc_at:
             self._misc_at = now + 0.05
             for one in self.receivers:
                 one.client.loop_misc()
         return heard
-
-    def _wait_ms(self) -> float:
-        """Until the next thing that a downloader does by itself, as an agent's own loop waits; at most 20."""
-        deadlines = [one.download.next_deadline for one in self.receivers if one.download is not None]
-        soonest = min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
-        return min(20.0, max(0.0, (soonest - time.monotonic()) * 1000))
 
 
 def main() -> None:
