@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
 _LATE: Final = {
-    "Load": "install.load_timeout",
-    "Golden": "install.golden_timeout",
-    "Warm": "install.warm_failed",
+    "Load": ("install.load_timeout", "the model did not load within {:g} s (resources.load_timeout_s)"),
+    "Golden": ("install.golden_timeout", "its golden test did not end within {:g} s"),
+    "Warm": ("install.warm_failed", "its warm-up did not end within {:g} s"),
 }
 
 
@@ -289,8 +289,8 @@ class Driver:
         except SkerryError as error:
             self.post(fx.Failed(name, digest, error.code, error.message, dict(error.data)))
         except TimeoutError:
-            text = f"cannot wait longer for {name} of {digest[:12]}: it took over {timeout_s} s"
-            self.post(fx.Failed(name, digest, _LATE.get(name, "internal.bug"), text))
+            code, text = _LATE.get(name, ("internal.bug", f"{name} did not end within {{:g}} s"))
+            self.post(fx.Failed(name, digest, code, f"cannot go on: {text.format(timeout_s)}"))
         except Exception as error:
             log.exception("%s of %s broke", name, digest[:12])
             self.post(fx.Failed(name, digest, "internal.bug", f"cannot finish {name}: {type(error).__name__}: {error}"))

@@ -139,6 +139,7 @@ CODES: dict[str, str] = {
     "board.oversize": "A transfer is longer than the DMA engine's length register can say.",
     "board.dma_error": "The DMA engine reported an error.",
     "board.hang": "A transfer did not end within its deadline.",
+    "run.crashed": "A worker ended while it served, and another takes its place.",
     "run.crash_loop": "The worker crashed too often.",
     "run.hang": "The worker stopped answering.",
     "run.errors": "The version failed on too many of its requests.",

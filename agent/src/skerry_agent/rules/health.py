@@ -17,7 +17,7 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
     crash_limit: int = 3  # so many crashes or hangs within the window make a loop
     crash_window_s: float = 120.0  # a crash counts towards a loop for so long
     soak_crash_limit: int = 2  # so many in one soak fail it
-    tell_s: float = 30.0  # at most one event about a version's crashes in this time
+    tell_s: float = 30.0  # at most one event about each kind of a version's crashes in this time
     error_rate: float = 0.05  # a larger share of requests on which the model fails makes it unhealthy, fails its soak
     error_requests: int = 20  # the share of errors is judged from this many requests on
 

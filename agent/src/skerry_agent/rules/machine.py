@@ -185,10 +185,11 @@ class Machine(Sides):
             if problem:
                 self._fail(slot, record, "install.soak_failed", f"{problem} ({event.reason})", now)
         elif record.step is Step.SERVE and slot.current == record.digest:
-            message = f"the worker ended ({event.reason})"
-            self.emit_crash(Severity.WARNING, live.crashes.code, message, record, now)
+            message = f"the worker ended ({event.reason})" + ("; another takes its place" if event.restarting else "")
+            code = "run.hang" if event.reason.startswith("hang") else "run.crashed"
+            self.emit_crash(Severity.WARNING, code, message, record, now)
             if live.crashes.looping(now) or not event.restarting:
-                self._fail(slot, record, live.crashes.code, f"{message}, too often", now)
+                self._fail(slot, record, live.crashes.code, f"the worker ended ({event.reason}), too often", now)
         elif record.step in (Step.GOLDEN, Step.WARM) and not event.restarting:
             self._fail(slot, record, live.crashes.code, f"the worker ended ({event.reason})", now)
         self.route()

@@ -23,6 +23,10 @@ EXCLUSIVE: Final = frozenset(("pynq",))
 """Engines whose device holds one version at a time: nothing can be kept loaded beside it."""
 
 
+_KINDS: Final = 8
+"""Ways to die of one version that are told within one ``tell_s``."""
+
+
 class Live:
     """What is known of a version only while the agent runs."""
 
@@ -35,7 +39,7 @@ class Live:
         "running",
         "soak",
         "started",
-        "told_at",
+        "told",
         "wake",
         "watch",
     )
@@ -44,7 +48,7 @@ class Live:
         self.running = ""  # the slow effect that is under way
         self.due: float | None = None  # when the step's time is over
         self.wake: float | None = None  # when to try again
-        self.told_at: float | None = None  # when its crashes were last told as an event
+        self.told: dict[str, float] = {}  # when each kind of its crashes was last told as an event
         self.started = False  # since this start of the agent
         self.loaded = False
         self.index: Index | None = None
@@ -222,10 +226,14 @@ class Versions:
     # -- telling
 
     def emit_crash(self, severity: Severity, code: str, message: str, record: Record, now: float) -> None:
-        """As :meth:`emit`, but seldom: a worker that dies ten times a second must not fill the spool."""
-        live = self.live(record.digest)
-        if live.told_at is None or now >= live.told_at + self._settings.health.tell_s:
-            live.told_at = now
+        """As :meth:`emit`, but each seldom: a worker that dies ten times a second must not fill the spool."""
+        told, again_s = self.live(record.digest).told, self._settings.health.tell_s
+        if message in told and now < told[message] + again_s:
+            return
+        for old in [text for text, at in told.items() if now >= at + again_s]:
+            del told[old]
+        if len(told) < _KINDS:
+            told[message] = now
             self.emit(severity, code, message, record)
 
     def emit(self, severity: Severity, code: str, message: str, record: Record | None = None) -> None:

@@ -43,6 +43,7 @@ _SHADOW: Final = int(Kind.SHADOW)
 _ANSWER: Final = int(Kind.ANSWER)
 _PACK: Final = frames.HEAD.pack
 _SUSPENDED: Final = "suspended"
+_QUARANTINED: Final = "cannot score this request: it ended two workers and is not tried again; see the captured sample"
 _MARKS: Final = 64  # quarantined bodies that are remembered
 
 
@@ -412,6 +413,7 @@ class Version:
         self._marks[hashlib.sha256(ticket.item.body).digest()] = None
         if not ticket.item.shadow:
             self._captures.append(ticket)
+        self._events.noticed(self.digest, "scoring.quarantined", _QUARANTINED)
         self._finish(ticket, time.monotonic(), *_quarantined())
 
     def set_capture_rate(self, rate: float) -> None:
@@ -492,5 +494,4 @@ class Version:
 
 
 def _quarantined() -> tuple[int, str, int, bytes]:
-    text = "cannot score this request: it ended two workers and is not tried again; see the captured sample"
-    return 500, "scoring.quarantined", -1, oip.error_body(text)
+    return 500, "scoring.quarantined", -1, oip.error_body(_QUARANTINED)
