@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Engine, insert
 from sqlmodel import SQLModel
 
-from console import seed_endpoints, seed_environments, seed_measured
+from console import seed_batches, seed_endpoints, seed_environments, seed_measured
 from skerry_hub import tables as t
 from skerry_modules import messages
 from skerry_modules.histogram import Histogram
@@ -111,8 +111,12 @@ def seed(engine: Engine, now: int, *, devices: int = 60, minutes: int = 60) -> N
         put(t.DeviceTag, [{"device": row["id"], "key": k, "value": v} for row, tags in fleet for k, v in tags.items()])
         for table, rows in _models(now).items():
             put(table, rows)
-        for table, rows in seed_environments.rows(now).items():
-            put(table, rows)
+        for rows_by_table in (
+            seed_environments.rows(now),
+            seed_batches.rows(now, [row["id"] for row, _ in fleet]),
+        ):
+            for table, rows in rows_by_table.items():
+                put(table, rows)
         rollouts, progress = _rollouts(now, fleet)
         put(t.DeviceModule, seed_endpoints.loaded(_modules(now, fleet, progress)))
         put(t.Assignment, _assignments(now, fleet))

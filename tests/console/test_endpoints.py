@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlmodel import col, select
 
+from console import seed
 from console.conftest import PHONE, Open, Served
-from skerry_hub import endpoints
+from skerry_hub import endpoints, monitoring
 from skerry_hub.console.forms_endpoints import EndpointForm, Row
+from skerry_hub.db import Database
 from skerry_hub.tables import Audit, Endpoint
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Route
@@ -175,6 +179,21 @@ def test_what_cannot_be_done_to_an_endpoint_says_why(acting: Served) -> None:
         answer = httpx.get(f"{acting.url}/endpoints/{path}", headers=HTML)
         assert (answer.status_code, text in answer.text) == (status, True)
     assert httpx.post(f"{acting.url}/endpoints/ghost/back", headers=HTML).status_code == 404
+
+
+def test_a_large_fleets_rate_is_of_the_time_that_was_read(tmp_path: Path) -> None:
+    """Only so many windows are read: their requests over the whole span would be a rate that is too small."""
+    database = Database(f"sqlite:///{tmp_path / 'hub.db'}")
+    now = time.time_ns() // 1_000_000
+    seed.seed(database.engine, now, minutes=6)
+    with database.read() as session:
+
+        def rate(limit: int) -> float:
+            found = monitoring.behind(session, "digits", since=now - 300_000, now=now, limit=limit)
+            return sum(one.rate for one in found if one.role == "live" and one.version == 3)
+
+        assert rate(40) == pytest.approx(rate(10_000), rel=0.5)
+    database.close()
 
 
 # -- the form's rules ------------------------------------------------------------------------------------------------

@@ -67,6 +67,51 @@ def test_a_versions_page_shows_what_was_measured(seeded: Served) -> None:
     assert "Nobody measured it yet" in panel("digits/versions/2")
 
 
+def words(served: Served, path: str, part: str) -> str:
+    """The text of one section of a page, by its heading's id."""
+    page = httpx.get(served.url + path, headers=HTML).text
+    found = page.partition(f'aria-labelledby="{part}"')[2].partition("</section>")[0]
+    return " ".join(re.sub(r"<[^>]*>", " ", found.replace("<wbr>", "")).split())
+
+
+def test_a_devices_page_says_what_cannot_run_there_and_what_was_measured(seeded: Served) -> None:
+    by_rollout = words(seeded, "/devices/cam-lab-24", "obstacles")
+    assert "digits :4 Unschedulable unschedulable.memory needs 180 MB, profile leaves 128 MB rollout #6" in by_rollout
+    by_endpoint = words(seeded, "/devices/gate-lab-18", "obstacles")
+    assert "digits endpoint Unschedulable unschedulable.memory digits:4 needs 312 MB" in by_endpoint
+    assert not words(seeded, "/devices/press-lab-12", "obstacles")
+    measured = words(seeded, "/devices/press-harbour-04", "measured")
+    assert "digits :3 onnx, 1 thread, up to 8 rows at once 970 µs 1.36 ms 1,031 24 MB" in measured
+
+
+def test_an_environments_page_shows_its_lock_and_who_uses_it(seeded: Served) -> None:
+    page = words(seeded, "/environments/vision/versions/2", "what")
+    assert "numpy==2.3.4 scikit-learn==1.7.2 scipy==1.16.2" in page
+    assert "digits :4 , vibration :2" in page
+    lock = words(seeded, "/environments/vision/versions/2", "wheels")
+    assert "threadpoolctl 3.6.0 threadpoolctl-3.6.0-py3-none-any.whl all 18.6 kB" in lock
+    assert "scikit-learn 1.7.2 scikit_learn-1.7.2-cp312-cp312-manylinux_2_39_x86_64.whl 3 9.48 MB" in lock
+    listed = httpx.get(seeded.url + "/environments", headers=HTML).text
+    assert "none now" in listed
+    assert (
+        "/environments/vision/versions/2" in httpx.get(seeded.url + "/models/vibration/versions/2", headers=HTML).text
+    ), "a version names its environment"
+    assert httpx.get(seeded.url + "/environments/vision/versions/9", headers=HTML).status_code == 404
+
+
+def test_a_batch_job_is_cancelled_once_with_a_reason(acting: Served) -> None:
+    page = httpx.get(acting.url + "/batches/4", headers=HTML).text
+    assert "about" in page.partition("Done</span>")[2][:300], "how long the rest takes"
+    answer = httpx.post(acting.url + "/batches/4/cancel", headers=HTML, data={"reason": "wrong week"})
+    assert answer.headers["location"] == "/batches/4"
+    page = httpx.get(acting.url + "/batches/4", headers=HTML).text
+    assert "cancelled by local: wrong week" in page
+    assert "cancel-dialog" not in page
+    again = httpx.post(acting.url + "/batches/4/cancel", headers=HTML)
+    assert (again.status_code, "batch.wrong_state" in again.text) == (409, True)
+    assert httpx.get(acting.url + "/batches/99", headers=HTML).status_code == 404
+
+
 def test_a_pipelines_page_lists_its_steps(seeded: Served) -> None:
     page = httpx.get(seeded.url + "/models/vibration/versions/2", headers=HTML).text
     steps = page.partition('id="steps"')[2].partition("</ul>")[0]

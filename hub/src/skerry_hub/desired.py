@@ -93,11 +93,11 @@ def fallbacks(session: Session, module: str) -> dict[str, int]:
     Where the device gave that one up and serves another by itself, it is the one that it serves: to assign what failed
     there would ask the device to try it once more.
     """
-    found = {
-        row.device: row.version
-        for row in session.execute(select(Assignment).where(col(Assignment.module) == module)).scalars()
-    }
-    reported = session.execute(select(DeviceModule).where(col(DeviceModule.module) == module)).scalars().all()
+    wanted = select(col(Assignment.device), col(Assignment.version)).where(col(Assignment.module) == module)
+    found = {str(device): int(version) for device, version in session.execute(wanted)}
+    names = ("device", "version", "phase", "role")  # columns, not rows: a fleet has tens of thousands of them
+    columns = (getattr(DeviceModule, name) for name in names)
+    reported = session.execute(select(*columns).where(col(DeviceModule.module) == module)).all()
     given_up = (messages.ModulePhase.FAILED, messages.ModulePhase.UNSCHEDULABLE)
     failed = {row.device for row in reported if row.phase in given_up and row.version == found.get(row.device)}
     found.update({row.device: row.version for row in reported if row.device in failed and row.role == "current"})

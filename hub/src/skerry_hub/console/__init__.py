@@ -17,6 +17,7 @@ def mount(app: FastAPI) -> None:
     """Add the console's pages, assets and headers to ``app``; ``app.state.hub`` is asked at each request."""
     from skerry_hub.console import (
         routes,
+        routes_batches,
         routes_devices,
         routes_endpoints,
         routes_environments,
@@ -27,7 +28,7 @@ def mount(app: FastAPI) -> None:
     from skerry_hub.console.security import ConsoleHeaders
 
     app.state.console_pulse = Pulse()
-    areas = (routes, routes_devices, routes_endpoints, routes_environments, routes_models, routes_rollouts)
-    for module in areas:
+    areas = (routes_devices, routes_endpoints, routes_environments, routes_models, routes_rollouts, routes_batches)
+    for module in (routes, *areas):
         app.include_router(module.router)
     app.add_middleware(ConsoleHeaders)

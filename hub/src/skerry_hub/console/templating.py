@@ -33,6 +33,7 @@ NAVIGATION: Final = (
     ("rollouts", "/rollouts", "Rollouts", "rollout"),
     ("endpoints", "/endpoints", "Endpoints", "endpoint"),
     ("environments", "/environments", "Environments", "environment"),
+    ("batches", "/batches", "Batch jobs", "batch"),
     ("samples", "/samples", "Samples", "sample"),
     ("events", "/events", "Events", "event"),
     ("audit", "/audit", "Audit log", "audit"),

@@ -10,8 +10,23 @@ from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from skerry_hub.console.series import Points, Series
-from skerry_hub.tables import Assignment, Device, DeviceModule, DeviceTag, HealthRow, TelemetryRow
+from skerry_hub.rules.rollout import DeviceStep
+from skerry_hub.tables import (
+    Assignment,
+    CommandRow,
+    Device,
+    DeviceModule,
+    DeviceTag,
+    Endpoint,
+    EndpointDevice,
+    HealthRow,
+    ModuleProfileRow,
+    Rollout,
+    RolloutDevice,
+    TelemetryRow,
+)
 from skerry_modules import messages
+from skerry_modules.measurement import ModuleProfile
 
 POINTS = 180
 """Points of a chart: what a phone's width can show."""
@@ -30,6 +45,19 @@ class ModuleStatus:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Something that was meant for the device and cannot run there: a rollout's version, or an endpoint."""
+
+    module: str  # empty: of an endpoint
+    version: int
+    rollout: int  # 0: of an endpoint
+    endpoint: str
+    reason: str
+    message: str
+    at: int
+
+
+@dataclass(frozen=True)
 class DevicePage:
     row: Device
     facts: dict[str, Any]
@@ -38,6 +66,9 @@ class DevicePage:
     waiting: list[Assignment]  # wanted, and not yet mentioned by the device
     health: messages.Health | None
     health_at: int
+    obstacles: list[Obstacle]
+    measured: list[tuple[ModuleProfileRow, ModuleProfile]]
+    measuring: list[CommandRow]
 
 
 def device(session: Session, name: str) -> DevicePage | None:
@@ -69,7 +100,59 @@ def device(session: Session, name: str) -> DevicePage | None:
         waiting=[found for key, found in wanted.items() if (key, found.version) not in mentioned],
         health=health,
         health_at=at,
+        obstacles=_obstacles(session, name),
+        measured=_measured(session, name),
+        measuring=_measuring(session, name),
     )
+
+
+def _obstacles(session: Session, name: str) -> list[Obstacle]:
+    """What the newest rollout of each module, and each endpoint, could not bring here."""
+    newest = (
+        select(func.max(col(Rollout.id)))
+        .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))
+        .where(col(RolloutDevice.device) == name)
+        .group_by(col(Rollout.module))
+    )
+    refused = (
+        select(Rollout, RolloutDevice)
+        .join(RolloutDevice, col(RolloutDevice.rollout) == col(Rollout.id))
+        .where(
+            col(RolloutDevice.device) == name,
+            col(RolloutDevice.step) == DeviceStep.UNSCHEDULABLE,
+            col(Rollout.id).in_(newest),
+        )
+        .order_by(col(Rollout.id).desc())
+    )
+    found = [
+        Obstacle(row.module, row.version, row.id or 0, "", way.reason, way.message, row.created_at)
+        for row, way in session.execute(refused)
+    ]
+    excluded = (
+        select(Endpoint, EndpointDevice)
+        .join(EndpointDevice, col(EndpointDevice.endpoint) == col(Endpoint.name))
+        .where(col(EndpointDevice.device) == name, col(EndpointDevice.reason) != "")
+        .order_by(col(Endpoint.name))
+    )
+    found += [
+        Obstacle("", 0, 0, row.name, place.reason, place.message, row.changed_at)
+        for row, place in session.execute(excluded)
+    ]
+    return found
+
+
+def _measured(session: Session, name: str, limit: int = 8) -> list[tuple[ModuleProfileRow, ModuleProfile]]:
+    """What versions were measured to need here, newest first."""
+    statement = select(ModuleProfileRow).where(col(ModuleProfileRow.device) == name)
+    rows = session.execute(statement.order_by(col(ModuleProfileRow.at).desc()).limit(limit)).scalars()
+    return [(row, msgspec.json.decode(row.body, type=ModuleProfile)) for row in rows]
+
+
+def _measuring(session: Session, name: str) -> list[CommandRow]:
+    statement = select(CommandRow).where(
+        col(CommandRow.device) == name, col(CommandRow.name) == "profile", col(CommandRow.ended_at) == 0
+    )
+    return list(session.execute(statement.order_by(col(CommandRow.created_at))).scalars())
 
 
 def _latest_health(session: Session, name: str) -> tuple[int, messages.Health | None]:

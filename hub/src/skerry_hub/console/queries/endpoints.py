@@ -18,7 +18,9 @@ from skerry_modules.messages import Agreement, Route
 
 WINDOW_S = 300
 """What is shown of traffic: the last five minutes."""
-CHECKED = 50
+WINDOWS = 2_000
+"""So many of the newest windows are read; a large fleet's stand for a shorter time."""
+CHECKED = 20
 """So many of the matching devices are asked whether they can hold it while a form is filled in; setting it asks all."""
 
 
@@ -89,7 +91,7 @@ def line(session: Session, row: Endpoint, now: int) -> Line:
     """One endpoint with the versions behind it."""
     traffic = {
         (one.module, one.version, one.role): one
-        for one in monitoring.behind(session, row.name, since=now - WINDOW_S * 1000, now=now)
+        for one in monitoring.behind(session, row.name, since=now - WINDOW_S * 1000, now=now, limit=WINDOWS)
     }
     ready = monitoring.ready(session, row.name)
     parts = [

@@ -20,6 +20,9 @@ ACTIVE: Final = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING
 MAX_AT_WORK: Final = 8
 """Rollouts that the overview shows at most."""
 
+MAX_CELLS: Final = 1_000
+"""Devices that a rollout's grid shows at most: a page that is refreshed every two seconds must stay small."""
+
 WENT_BACK: Final = "went-back"
 """How a device is shown that turned back with the others; one that turned back for a reason of its own has failed."""
 
@@ -246,7 +249,7 @@ def reasons(session: Session, number: int, devices: int = 5) -> list[ReasonLine]
     return found
 
 
-def cells(session: Session, number: int, limit: int = 2_000) -> list[tuple[str, int, str, str]]:
+def cells(session: Session, number: int, limit: int = MAX_CELLS) -> list[tuple[str, int, str, str]]:
     """(device, wave, what it is shown as, reason) of every device, for the grid; at most ``limit``."""
     statement = (
         select(col(RolloutDevice.device), col(RolloutDevice.wave), col(RolloutDevice.step), col(RolloutDevice.reason))

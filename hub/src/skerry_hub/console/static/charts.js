@@ -106,7 +106,7 @@
     }));
     const plot = new uPlot({
       width: Math.max(120, element.clientWidth), height: element.clientHeight || 180,
-      legend: { show: false }, padding: [8, 6, 0, 0],
+      legend: { show: false }, padding: [8, 16, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 }, sync: { key: "skerry" } },
       scales: { x: { time: true }, y: { range: range(unit) } },
       series: [{}, ...series], axes: axes(unit), plugins: [tooltip(element, labels, unit)],
