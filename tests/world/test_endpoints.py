@@ -42,7 +42,7 @@ def test_the_worlds_split_shadow_and_move_versions_good_and_bad() -> None:
 
 def test_an_agent_that_routes_to_what_is_not_proven_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "_is_ready", lambda slot, record: True)
-    found("serves m@")
+    found("before its golden test")
 
 
 def test_an_agent_that_keeps_a_failing_side_version_in_its_split_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

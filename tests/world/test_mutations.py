@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
-from skerry_agent.rules import lifecycle, steps, verify
+from skerry_agent.rules import lifecycle, reconcile, steps, verify
 from skerry_agent.rules.brain import Brain
 from skerry_agent.rules.download import Download
 from skerry_agent.rules.lifecycle import Step
 from skerry_agent.rules.machine import Machine
+from skerry_agent.rules.records import Slot
 from skerry_agent.rules.steps import Steps
 from skerry_hub.rules import marks
 from skerry_hub.rules import rollout as rollouts
@@ -75,7 +76,7 @@ def test_an_agent_that_goes_back_to_older_documents_is_found() -> None:
 
 def test_an_agent_that_skips_the_golden_test_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Steps, "_golden", _skip(Step.GOLDEN))
-    found("golden-fails")
+    found("before its golden test")
 
 
 def test_an_agent_that_skips_the_soak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +112,31 @@ def test_an_agent_that_asks_for_what_it_holds_is_found(monkeypatch: pytest.Monke
     original = Download.listed
     monkeypatch.setattr(Download, "listed", lambda self, parts, now: original(self, [], now))
     found("which it holds")
+
+
+def test_an_agent_that_keeps_no_files_of_what_it_can_go_back_to_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = reconcile.unneeded
+
+    def careless(objects: set[str], slots: Mapping[str, Slot]) -> list[str]:
+        kept = {
+            name: msgspec.structs.replace(slot, records={d: r for d, r in slot.records.items() if d != slot.last_good})
+            for name, slot in slots.items()
+        }
+        return original(objects, kept)
+
+    monkeypatch.setattr(reconcile, "unneeded", careless)
+    found("which it needs")
+
+
+def test_an_agent_that_stores_what_it_holds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Download.chunk
+
+    def twice(self: Download, part: int, payload: bytes, now: float) -> list[Any]:
+        effects = original(self, part, payload, now)
+        return [*effects[:1], *effects]
+
+    monkeypatch.setattr(Download, "chunk", twice)
+    found("again")
 
 
 def test_a_preflight_that_never_refuses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +177,4 @@ def test_a_rollout_that_takes_silence_for_success_is_found(monkeypatch: pytest.M
         return rollouts.DeviceStep.SUCCEEDED, "", ""
 
     monkeypatch.setattr(rollouts, "_proof", gullible)
-    found("rollout")
+    found("which never proved the version")

@@ -94,6 +94,19 @@ def test_bad_links_alone_never_fail_a_good_version() -> None:
         assert not failed_good_rollouts(world)
 
 
+def test_a_power_cut_at_any_moment_alone_harms_nothing() -> None:
+    """Before and after each effect of two stories, on every device; the stories differ by what comes before."""
+    for seed, step in ((2, 3), (4, 5)):
+        moment, reached = 1, True
+        while reached:
+            world = World(seed, faults=Faults(crash_moment=moment))
+            outcome = world.run()
+            assert not outcome.violation, f"seed {seed}, moment {moment}: {outcome.violation}"
+            assert not failed_good_rollouts(world)
+            reached = any(device.moments >= moment for device in world.devices.values())
+            moment += step
+
+
 def test_an_agent_that_does_not_ask_again_after_a_reconnect_fails_good_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

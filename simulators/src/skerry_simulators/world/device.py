@@ -1,8 +1,8 @@
 """A device around the real brain and the real spool policy: virtual disk, workers, link and power.
 
 Power goes at any effect, before or after it. Memory, workers and everything under way go with it; the disk stays,
-except for what it may lose: the last chunk written may be torn, a file may rot, deletions of the spool that rode on no
-later commit come back.
+except for what it may lose: chunks since the last flush, the last chunk written may be torn and the tear not be seen,
+a file may rot, deletions of the spool that rode on no later commit come back.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PUBLISHERS = {modules.PUBLISHER.public.keyid: modules.PUBLISHER.public}
 HUB_KEYS = {modules.HUB.public.keyid: modules.HUB.public}
+SYNC_CHUNKS = 16
+"""Chunks between two flushes, as the agent's ``state.sync_chunks``: a power cut loses no other."""
+
 SPOOL = SpoolSettings(max_bytes=20_000, max_record_bytes=15_000, window=8, resend_s=5.0, resend_max_s=60.0)
 
 _state_decoder = msgspec.msgpack.Decoder(messages.State)
@@ -56,22 +59,23 @@ class Device:
         self.saved: bytes | None = None
         self.complete: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.torn: dict[str, set[int]] = {}
         self.installed: set[str] = set()
         self.rows: dict[int, dict[int, tuple[str, Any]]] = {s: {} for s in STREAM_OF.values()}
         self.next_seq: dict[int, int] = {}
         self.epoch = self.rng.randbytes(4)
         self._undeleted: list[tuple[int, int, tuple[str, Any]]] = []
-        self._last_chunk: tuple[str, int] | None = None
+        self._unflushed: list[tuple[str, int]] = []
         self.full = False
         # memory
         self.brain: Brain | None = None
         self.policy = SpoolPolicy(SPOOL)
         self.loaded: set[str] = set()
+        self.tested: set[str] = set()  # passed their golden test since they were loaded
         self.died: set[str] = set()  # by themselves: the brain may not know yet
         self.routes: dict[str, tuple[str, ...]] = {}
         self.splits: dict[str, fx.SetRoutes] = {}
         self.boots = 0
+        self.moments = 0  # before and after each effect
         self._queue: deque[fx.Event] = deque()
         self._handling = False
         self._running: dict[str, int] = {}  # digest → number of the slow effect under way
@@ -114,6 +118,7 @@ class Device:
         self.world.hub.presence(self.id, online=False)
         self.connected = False
         self.loaded.clear()
+        self.tested.clear()
         self.routes.clear()
         self.splits.clear()
         self._queue.clear()
@@ -125,12 +130,14 @@ class Device:
 
     def _damage(self) -> None:
         """What the disk loses with the power."""
-        if self._last_chunk and self.rng.random() < 0.5:
-            digest, part = self._last_chunk
+        for digest, part in self._unflushed[:-1]:
+            if self.rng.random() < 0.3:  # written in any order
+                self.parts.get(digest, {}).pop(part, None)
+        for digest, part in self._unflushed[-1:]:
             data = self.parts.get(digest, {}).get(part)
-            if data:
+            if data and self.rng.random() < 0.5:
                 self.parts[digest][part] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
-        self._last_chunk = None
+        self._unflushed.clear()
         for stream, seq, row in self._undeleted:
             if self.rng.random() < 0.5:
                 break  # a prefix of the deletions was flushed
@@ -237,16 +244,19 @@ class Device:
             self.feed(fx.Tick())
 
     def _perform_all(self, effects: list[fx.Effect]) -> None:
-        crash = self.world.faults.crash_effect
         for effect in effects:
-            if crash and self.rng.random() < crash:
-                raise PowerCut
+            self._may_lose_power()
             self.world.count(self.id, f"{type(effect).__name__} {getattr(effect, 'digest', '')}")
             failed = self._perform(effect)
-            if crash and self.rng.random() < crash:
-                raise PowerCut
+            self._may_lose_power()
             if failed:
                 return
+
+    def _may_lose_power(self) -> None:
+        faults = self.world.faults
+        self.moments += 1
+        if self.moments == faults.crash_moment or (faults.crash_effect and self.rng.random() < faults.crash_effect):
+            raise PowerCut
 
     def _perform(self, effect: fx.Effect) -> bool:
         """True where the rest of the list must not be performed."""
@@ -277,7 +287,9 @@ class Device:
             case fx.Unload(digest):
                 self._running.pop(digest, None)
                 self.loaded.discard(digest)
+                self.tested.discard(digest)
             case fx.Remove(digest, objects):
+                self.world.truth.removed(self, digest, objects)
                 self._running.pop(digest, None)
                 self.installed.discard(digest)
                 for sha256 in objects:
@@ -295,8 +307,11 @@ class Device:
         if self.full:
             self._queue.append(fx.Failed("StoreChunk", digest, "resource.no_space", "the disk is full"))
             return
+        self.world.truth.stored(self, digest, part)
         self.parts.setdefault(digest, {})[part] = data
-        self._last_chunk = (digest, part)
+        self._unflushed.append((digest, part))
+        if len(self._unflushed) >= SYNC_CHUNKS:
+            self._unflushed.clear()
 
     def _complete_object(self, digest: str) -> None:
         data = b"".join(data for _, data in sorted(self.parts.pop(digest, {}).items()))
@@ -304,7 +319,7 @@ class Device:
             self._queue.append(fx.Failed("CompleteObject", digest, "package.digest_mismatch", "damaged"))
             return
         self.complete[digest] = data
-        self._last_chunk = None
+        self._unflushed = [chunk for chunk in self._unflushed if chunk[0] != digest]
         self._queue.append(fx.Done("CompleteObject", digest))
 
     # -- slow effects
@@ -336,6 +351,8 @@ class Device:
                 return self._load(digest, behaviour)
             case fx.Golden() if behaviour is Behaviour.GOLDEN_FAILS:
                 return fx.Failed(name, digest, "install.golden_failed", "8 of 10 cases differ")
+            case fx.Golden():
+                self.tested.add(digest)
             case fx.Warm() if behaviour is Behaviour.WARM_FAILS:
                 return fx.Failed(name, digest, "install.warm_failed", "the model failed")
         return fx.Done(name, digest)
@@ -357,6 +374,7 @@ class Device:
             return fx.Failed("Load", digest, "install.load_failed", "the engine refuses the model")
         if behaviour is Behaviour.LOAD_HANGS:
             return None
+        self.tested.discard(digest)
         self.world.truth.loaded(self, digest)
         self.loaded.add(digest)
         self.died.discard(digest)

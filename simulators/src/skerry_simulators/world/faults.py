@@ -16,6 +16,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float = 0.05  # mean; reordering comes from its spread
     chunk_s: float = 0.01  # how long a chunk takes on a device's link
     crash_effect: float = 0.0  # power cut at any effect of an agent, before or after it
+    crash_moment: int = 0  # power cut at exactly this of each agent's moments (before and after each effect), once
     crash_hub: float = 0.0  # at any of the hub's steps, before or after its commit
     partition_every_s: float = 0.0
     broker_loss_every_s: float = 0.0

@@ -265,7 +265,8 @@ class Hub:
             msgspec.structs.replace(one, revision=assigned[one.device]) if one.device in assigned else one
             for one in rollout.devices
         )
-        self.db.rollouts[rollout.id] = msgspec.structs.replace(rollout, devices=devices)
+        self.db.rollouts[rollout.id] = saved = msgspec.structs.replace(rollout, devices=devices)
+        self._world.truth.judged(saved)
         self._world.note("hub", f"rollout {rollout.id} {rollout.state} wave {rollout.wave} {sorted(assigned)}")
         self._may_die()
         for device in assigned:

@@ -1,12 +1,13 @@
 """What must hold in every world, whatever goes wrong: checked while it runs, and at its end.
 
-1. No unverified module ever serves.
+1. No unverified module ever serves, and none that did not pass its golden test since it was loaded.
 2. Every device ends in the desired or the last-good state, with a typed reason where it is not the desired one.
 3. No acknowledged sample is lost, none is kept twice.
-4. A bad version never passes its wave, and is never proven.
+4. A bad version never passes its wave, and is never proven. A rollout counts no device as done that did not prove it.
 5. No step without an end: versions and rollouts settle.
 6. A device follows only documents that its hub issued, and never goes back.
-7. What is on the disk is not asked for, and what nobody needs does not stay there.
+7. What is on the disk is not asked for and not stored again, what nobody needs does not stay there, and what a version
+   that serves or can be gone back to needs is never removed.
 8. Behind an endpoint stands what was asked for, over the versions that did not fail, and nothing bad at rest.
 """
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from skerry_agent.rules.effects import SetRoutes
 from skerry_agent.rules.lifecycle import SETTLED, TERMINAL, Step
 from skerry_agent.rules.records import Record
-from skerry_hub.rules.rollout import ACTIVE, RolloutState
+from skerry_hub.rules.rollout import ACTIVE, DeviceStep, Rollout, RolloutState
 from skerry_modules.errors import CODES
 from skerry_modules.messages import Endpoint
 from skerry_simulators.world.modules import BAD, UNTRUSTED, Behaviour
@@ -39,6 +40,7 @@ class Truth:
     def __init__(self, world: World) -> None:
         self._world = world
         self.proven: dict[tuple[str, str], set[str]] = {}  # (device, module) → digests since it was last removed
+        self.ever_proven: set[tuple[str, str]] = set()  # (device, digest)
         self.appended: dict[str, str] = {}  # sample → device
         self.dropped: set[str] = set()
         self.acknowledged: set[str] = set()
@@ -55,6 +57,8 @@ class Truth:
             module = self._world.library.get(digest)
             if module is None or module.behaviour in UNTRUSTED:
                 raise Violation(f"{device.id} serves {digest[:12]}, which no trusted publisher signed")
+            if digest not in device.tested:
+                raise Violation(f"{device.id} routes to {module.name}@{module.version} before its golden test")
             if digest not in device.loaded and digest not in device.died:
                 raise Violation(f"{device.id} routes to {module.name}@{module.version}, which is not loaded")
             if module.behaviour in BAD and module.behaviour not in LIVE_FAULTS:
@@ -74,6 +78,7 @@ class Truth:
             if module.behaviour in BAD:
                 raise Violation(f"{device.id} holds {module.name}@{module.version} for proven: {module.behaviour}")
             self.proven.setdefault((device.id, record.name), set()).add(record.digest)
+            self.ever_proven.add((device.id, record.digest))
 
     def followed(self, device: Device, document: bytes, revision: int) -> None:
         if document and document not in self._world.hub.issued[device.id]:
@@ -86,9 +91,38 @@ class Truth:
         held = device.parts.get(digest, {})
         if digest in device.complete and parts:
             raise Violation(f"{device.id} asks for {digest[:12]}, which it holds")
-        again = [part for part in parts if part in held and part not in device.torn.get(digest, set())]
+        again = [part for part in parts if part in held]
         if again:
             raise Violation(f"{device.id} asks for chunks {again} of {digest[:12]}, which it holds")
+
+    def stored(self, device: Device, digest: str, part: int) -> None:
+        if digest in device.complete or part in device.parts.get(digest, {}):
+            raise Violation(f"{device.id} stores chunk {part} of {digest[:12]} again")
+
+    def removed(self, device: Device, digest: str, objects: tuple[str, ...]) -> None:
+        """What serves, and what can be gone back to, stays; damaged objects go, to be fetched again."""
+        assert device.brain is not None
+        for slot in device.brain.slots.values():
+            for kept in (slot.current, slot.last_good):
+                module = self._world.library.get(kept)
+                record = slot.record(kept)
+                if module is None or record is None or not record.good or record.step is not Step.SERVE:
+                    continue
+                if digest == kept:
+                    raise Violation(f"{device.id} removes {module.name}@{module.version}, which it may need to serve")
+                for sha256 in set(objects) & set(module.objects):
+                    if device.complete.get(sha256) == module.objects[sha256]:
+                        raise Violation(f"{device.id} removes a file of {module.name}@{module.version}, which it needs")
+
+    def judged(self, rollout: Rollout) -> None:
+        """The hub saves what it makes of its devices' reports."""
+        module = self._world.modules[rollout.module, rollout.version]
+        for one in rollout.devices:
+            if one.step is DeviceStep.SUCCEEDED and (one.device, module.digest) not in self.ever_proven:
+                raise Violation(f"rollout {rollout.id} counts {one.device} as done, which never proved the version")
+        undone = [one.device for one in rollout.devices if one.step is not DeviceStep.SUCCEEDED]
+        if rollout.state is RolloutState.SUCCEEDED and undone:
+            raise Violation(f"rollout {rollout.id} says success without {undone}")
 
     def committed(self) -> None:
         samples = self._world.hub.db.samples
@@ -142,6 +176,7 @@ class Truth:
                 needed.update(sha256 for sha256, _ in record.objects)
                 if record.step in TERMINAL and record.reason not in CODES:
                     raise Violation(f"{device.id} {name}@{record.version} ended without a reason: {record.reason!r}")
+        self._final_fallbacks(device)
         for name, module in wanted.items():
             self._final_serving(device, name, module.digest, device.routes.get(name, ()))
         for row in self._world.hub.db.endpoints.values():
@@ -152,6 +187,17 @@ class Truth:
         for digest in device.installed:
             if not any(digest in slot.records for slot in slots.values()):
                 raise Violation(f"{device.id} keeps the folder of {digest[:12]}")
+
+    def _final_fallbacks(self, device: Device) -> None:
+        """What can be gone back to is there to be loaded, with no network: its folder, and its files but for rot."""
+        assert device.brain is not None
+        for slot in device.brain.slots.values():
+            module = self._world.library.get(slot.last_good)
+            if module is None:
+                continue
+            missing = [sha256[:12] for sha256 in module.objects if sha256 not in device.complete]
+            if slot.last_good not in device.installed or missing:
+                raise Violation(f"{device.id} cannot go back to {module.name}@{module.version}: {missing} are missing")
 
     def _final_slots(self, device: Device, wanted: set[str]) -> None:
         """Each module that is desired, each side version in a slot of its own or in its module's; nothing else."""
