@@ -39,6 +39,7 @@ from skerry_agent.settings import Settings, redacted
 from skerry_agent.spool import Spool
 from skerry_agent.statefile import FolderLock, StateFile
 from skerry_agent.telemetry import Telemeter
+from skerry_modules import batches
 from skerry_modules.errors import ResourceError, SkerryError
 from skerry_modules.messages import Event, Severity
 
@@ -201,15 +202,17 @@ class App:
     def _make_commands(self) -> Commands:
         from skerry_agent.profiling.command import Profiler
 
-        profiler = Profiler(self.settings.device.id, self.profile, self.disk, self.plane, self._in_disk_thread)
+        profiler = Profiler(self.settings.device.id, self.profile, self.disk, self.plane, self.in_disk_thread)
+        scorer = wiring.make_part_scorer(self)
         return Commands(
             self.settings.folder,
             lambda result: self.outbox.put("result", result),
-            {"profile": profiler},
-            alone=frozenset({"profile"}),
+            {"profile": profiler, batches.COMMAND: scorer, batches.STOP: scorer.stop},
+            # A batch's requests would be measured too.
+            alone=frozenset({"profile", batches.COMMAND}),
         )
 
-    async def _in_disk_thread(self, work: Callable[[], Any]) -> Any:
+    async def in_disk_thread(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self.disk_thread, work)
 
     async def _in_state_thread(self, work: Callable[[], Any]) -> Any:

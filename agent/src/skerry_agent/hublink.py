@@ -88,6 +88,11 @@ class HubLink:
         self._down = False
         self.others: dict[str, Callable[[str, bytes], None]] = {}
         """Filters of sources that listen on the hub's broker, and who takes their messages."""
+        self.takers: dict[str, Callable[[int, bytes], None]] = {}
+        """Who takes the chunks of an object that is no module's: (part, payload)."""
+        self.watchers: list[Callable[[bool], None]] = []
+        """Told when the link came up or went down."""
+        self.on_taken: Callable[[messages.Taken], None] = lambda said: None
 
     def start(self) -> None:
         self._link.subscribe(topics.all_down(self._device))
@@ -102,6 +107,14 @@ class HubLink:
 
     def send_want(self, want: Want) -> None:
         self._link.publish(topics.up(self._device, "want"), messages.encode(want))
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Publish what no spool keeps: it is sent again by whoever sends it."""
+        self._link.publish(topic, payload)
+
+    @property
+    def connected(self) -> bool:
+        return self._link.connected and not self._down
 
     def report(self, state: bytes) -> None:
         self.outbox.put("state", state, coalesce=True)
@@ -151,6 +164,8 @@ class HubLink:
         self._link.publish(topics.up(self._device, "hello"), messages.encode(hello))
         self.outbox.linked(True)
         self._post(fx.Connected())
+        for watcher in self.watchers:
+            watcher(True)
 
     def _on_down(self, reason: str) -> None:
         self.reason = reason
@@ -161,6 +176,8 @@ class HubLink:
         self.since = time.monotonic()
         self.outbox.linked(False)
         self._post(fx.Disconnected())
+        for watcher in self.watchers:
+            watcher(False)
         self.events.tell(
             Severity.WARNING,
             "resource.broker_unreachable",
@@ -175,7 +192,9 @@ class HubLink:
                 self.events.error(error)
             return
         try:
-            if parsed.direction == "chunk":
+            if taker := self.takers.get(parsed.digest) if parsed.direction == "chunk" else None:
+                taker(parsed.part, payload)
+            elif parsed.direction == "chunk":
                 self._post(fx.ChunkArrived(parsed.digest, parsed.part, payload))
             elif parsed.direction == "down":
                 self._on_down_message(parsed, payload)
@@ -213,5 +232,7 @@ class HubLink:
         message: Any = messages.decode(topic.kind, payload)
         if topic.kind == "ack":
             self.outbox.acked(message)
+        elif topic.kind == "taken":
+            self.on_taken(message)
         else:
             self.commands.take(message)

@@ -108,6 +108,17 @@ class Spool(_Section, frozen=True, kw_only=True):
     ] = 0.5
 
 
+class Batch(_Section, frozen=True, kw_only=True):
+    """Batch jobs that the hub gives to this device."""
+
+    inputs: Annotated[
+        tuple[str, ...],
+        _meta("Folders whose files the hub may have scored, besides `inputs` in the state folder; no others."),
+    ] = ()
+    budget_mb: Annotated[int, _meta("Inputs and results of batch jobs that may stand on the disk.", "MB", ge=1)] = 512
+    report_s: Annotated[float, _meta("How often the hub hears how far a part is.", "s", gt=0)] = 5.0
+
+
 class SourceSettings(_Section, frozen=True, kw_only=True):
     """One source of inputs: a dataset replay, a watched folder, or an MQTT topic."""
 
@@ -152,6 +163,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     serving: ServingSettings = ServingSettings()
     reporting: Reporting = Reporting()
     spool: Spool = Spool()
+    batch: Batch = Batch()
     rules: BrainSettings = BrainSettings()
     sources: tuple[SourceSettings, ...] = ()
 
@@ -167,6 +179,7 @@ _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "serving": ServingSettings,
     "reporting": Reporting,
     "spool": Spool,
+    "batch": Batch,
     "rules": BrainSettings,
     "rules.lifecycle": LifecycleSettings,
     "rules.download": DownloadSettings,

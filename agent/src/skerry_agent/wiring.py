@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skerry_agent.disk import Disk
+from skerry_agent.jobs.command import PartScorer
+from skerry_agent.jobs.courier import Courier
 from skerry_agent.mqtt import LinkEvent, LinkSettings, Message, MqttLink
 from skerry_agent.ports import Source
 from skerry_agent.rules.brain import Brain
@@ -76,6 +79,31 @@ def addresses(plane: Plane, settings: Settings) -> str:
     if settings.serving.socket:
         found.append(f"unix:{settings.serving.socket}")
     return ", ".join(found) or "nowhere"
+
+
+def make_part_scorer(app: App) -> PartScorer:
+    """Who scores parts of the hub's batch jobs. Their inputs stand apart from modules' objects."""
+    settings = app.settings
+    spare_mb = settings.rules.spare_disk_mb
+    disk = Disk(settings.folder / "batch", reserve_mb=spare_mb, sync_chunks=settings.state.sync_chunks)
+    urgent = ("alarm", "state", "result")
+    courier = Courier(
+        settings.device.id,
+        app.hub,
+        disk,
+        app.in_disk_thread,
+        lambda: any(app.outbox.facts["streams"][name] for name in urgent),
+    )
+    return PartScorer(
+        settings.folder,
+        settings.batch,
+        disk,
+        courier,
+        address=lambda: addresses(app.plane, settings).split(", ", maxsplit=1)[0],
+        connected=lambda: app.hub.connected,
+        on_disk=app.in_disk_thread,
+        spare_mb=spare_mb,
+    )
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------

@@ -1,24 +1,22 @@
 """The hub's API as Python: one method per thing to ask, typed answers, and the hub's own errors.
 
 Every error is a :class:`~skerry_modules.errors.SkerryError` with the code that the hub gave. A hub that cannot be
-reached is ``resource.hub_unreachable``. Nothing is tried again here: whoever calls knows whether it may be.
+reached is ``resource.hub_unreachable``. Nothing is tried again here (whoever calls knows whether it may be),
+except uploads and downloads of batch jobs, which go on where they broke off.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
-from urllib.parse import quote
+from typing import IO, Any, Final
 
 import httpx
-import msgspec
 
+from skerry.asking import TIMEOUT_S, Progress, part_of, parts_of, query_of
+from skerry.batches import BatchCalls
 from skerry.bodies import plan_body, route_body
 from skerry.git import GitState
-from skerry.problems import problem_of, unreachable
 from skerry.types import (
     AuditEntry,
     Command,
@@ -46,23 +44,13 @@ from skerry.types import (
     VersionDetail,
 )
 from skerry_modules import package
-from skerry_modules.errors import ResourceError
 from skerry_modules.measurement import ModuleProfile, to_builtins
 
-DEFAULT_URL: Final = "http://127.0.0.1:8420"
-TIMEOUT_S: Final = 30.0
-"""How long the hub may take to answer, seconds; an upload or download may take as long as bytes flow."""
 REGISTER_S: Final = 600.0
 """How long the hub may take to check a package once it has all of it, seconds: it hashes every byte."""
-POLL_S: Final = 2.0
-"""How often a watched thing is looked at when the hub sends no nudge, seconds."""
-
-T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 
-class Client:
+class Client(BatchCalls):
     """A hub.
 
     Args:
@@ -70,28 +58,6 @@ class Client:
         token: by default ``SKERRY_TOKEN``.
         actor: who acts, for the audit log of a hub without tokens; by default the user's name.
     """
-
-    def __init__(self, url: str = "", token: str = "", *, actor: str = "", timeout_s: float = TIMEOUT_S) -> None:
-        self.url = (url or os.environ.get("SKERRY_URL", "") or DEFAULT_URL).rstrip("/")
-        token = token or os.environ.get("SKERRY_TOKEN", "")
-        headers = {"User-Agent": "skerry-client"}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        if actor or (actor := _user()):
-            headers["X-Skerry-Actor"] = actor
-        try:
-            self._http = httpx.Client(base_url=f"{self.url}/api/v1/", headers=headers, timeout=timeout_s)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise unreachable(self.url, error) from error
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
 
     # -- the hub -----------------------------------------------------------------------------------------------------
 
@@ -107,7 +73,7 @@ class Client:
         return self._send("POST", "keys", Key, json={"text": text})
 
     def distrust_key(self, keyid: str) -> None:
-        self._delete(f"keys/{_part(keyid)}")
+        self._delete(f"keys/{part_of(keyid)}")
 
     def profiles(self) -> list[dict[str, Any]]:
         """The firmware profiles that devices may have."""
@@ -127,14 +93,14 @@ class Client:
         return list(self._list("models", Model))
 
     def model(self, name: str) -> Model:
-        return self._get(f"models/{_part(name)}", Model)
+        return self._get(f"models/{part_of(name)}", Model)
 
     def versions(self, *, model: str = "", tags: Iterable[str] = ()) -> list[Version]:
         """Versions that bear all of the tags (``TagName=TagValue``)."""
         return list(self._list("versions", Version, model=model, tag=list(tags)))
 
     def version(self, name: str, version: int) -> VersionDetail:
-        return self._get(f"models/{_part(name)}/versions/{version}", VersionDetail)
+        return self._get(f"models/{part_of(name)}/versions/{version}", VersionDetail)
 
     def register(
         self,
@@ -176,9 +142,9 @@ class Client:
         with path.open("rb") as file:
             return self._send(
                 "POST",
-                f"models/{_part(name)}/versions",
+                f"models/{part_of(name)}/versions",
                 VersionDetail,
-                params=_query(query),
+                params=query_of(query),
                 content=_blocks(file, size, progress),
                 headers=headers,
                 timeout=httpx.Timeout(TIMEOUT_S, read=REGISTER_S),
@@ -186,41 +152,41 @@ class Client:
 
     def tag(self, name: str, version: int, tags: Mapping[str, str]) -> Version:
         """Replace a version's tags."""
-        return self._send("PUT", f"models/{_part(name)}/versions/{version}/tags", Version, json={"tags": dict(tags)})
+        return self._send("PUT", f"models/{part_of(name)}/versions/{version}/tags", Version, json={"tags": dict(tags)})
 
     def download(self, name: str, version: int, target: Path, *, progress: Progress | None = None) -> Path:
         """The package, byte for byte as it was registered. The file appears whole or not at all."""
-        return self._fetch(f"models/{_part(name)}/versions/{version}/package", target, progress)
+        return self._fetch(f"models/{part_of(name)}/versions/{version}/package", target, progress)
 
     def download_file(self, name: str, version: int, path: str, target: Path) -> Path:
         """One file of a version."""
-        return self._fetch(f"models/{_part(name)}/versions/{version}/files/{_parts(path)}", target, None)
+        return self._fetch(f"models/{part_of(name)}/versions/{version}/files/{parts_of(path)}", target, None)
 
     def delete_version(self, name: str, version: int, *, reason: str = "") -> None:
-        self._delete(f"models/{_part(name)}/versions/{version}", reason)
+        self._delete(f"models/{part_of(name)}/versions/{version}", reason)
 
     def delete_model(self, name: str, *, reason: str = "") -> None:
-        self._delete(f"models/{_part(name)}", reason)
+        self._delete(f"models/{part_of(name)}", reason)
 
     # -- what versions were measured to need ---------------------------------------------------------------------------
 
     def profiles_of(self, name: str, version: int) -> list[StoredProfile]:
         """The newest profile of a version from each machine, newest first."""
-        found = self._get(f"models/{_part(name)}/versions/{version}/profiles", dict[str, Any])
+        found = self._get(f"models/{part_of(name)}/versions/{version}/profiles", dict[str, Any])
         return [self._convert(item, StoredProfile) for item in found["items"]]
 
     def add_profile(self, name: str, version: int, profile: ModuleProfile) -> StoredProfile:
         """Keep what was measured on a machine that is no device."""
         body = {"profile": to_builtins(profile)}
-        return self._send("POST", f"models/{_part(name)}/versions/{version}/profiles", StoredProfile, json=body)
+        return self._send("POST", f"models/{part_of(name)}/versions/{version}/profiles", StoredProfile, json=body)
 
     def measure(self, name: str, version: int, device: str, **wishes: Any) -> Command:
         """Have a device measure a version that is installed there; :meth:`command` tells how it goes."""
         body = {"device": device, **wishes}
-        return self._send("POST", f"models/{_part(name)}/versions/{version}/profiles/measure", Command, json=body)
+        return self._send("POST", f"models/{part_of(name)}/versions/{version}/profiles/measure", Command, json=body)
 
     def command(self, command: str) -> Command:
-        return self._get(f"commands/{_part(command)}", Command)
+        return self._get(f"commands/{part_of(command)}", Command)
 
     # -- environments ------------------------------------------------------------------------------------------------
 
@@ -229,15 +195,15 @@ class Client:
         return list(self._list("environments", Environment))
 
     def environment(self, name: str) -> Environment:
-        return self._get(f"environments/{_part(name)}", Environment)
+        return self._get(f"environments/{part_of(name)}", Environment)
 
     def environment_version(self, name: str, version: int) -> EnvironmentDetail:
         """One version with its lock."""
-        return self._get(f"environments/{_part(name)}/versions/{version}", EnvironmentDetail)
+        return self._get(f"environments/{part_of(name)}/versions/{version}", EnvironmentDetail)
 
     def fetch_wheel(self, name: str, version: int, sha256: str, target: Path) -> Path:
         """One wheel of an environment; the caller checks its hash."""
-        return self._fetch(f"environments/{_part(name)}/versions/{version}/wheels/{sha256}", target, None)
+        return self._fetch(f"environments/{part_of(name)}/versions/{version}/wheels/{sha256}", target, None)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +211,7 @@ class Client:
         return list(self._list("devices", Device, tag=list(tags)))
 
     def device(self, device: str) -> Device:
-        return self._get(f"devices/{_part(device)}", Device)
+        return self._get(f"devices/{part_of(device)}", Device)
 
     def add_device(
         self, device: str, *, profile: str, tags: Mapping[str, str] | None = None, description: str = ""
@@ -256,23 +222,23 @@ class Client:
 
     def renew_password(self, device: str) -> NewDevice:
         """A new configuration with a new password; the old one ends."""
-        return self._send("POST", f"devices/{_part(device)}/password", NewDevice)
+        return self._send("POST", f"devices/{part_of(device)}/password", NewDevice)
 
     def tag_device(self, device: str, tags: Mapping[str, str]) -> Device:
         """Replace a device's tags."""
-        return self._send("PUT", f"devices/{_part(device)}/tags", Device, json={"tags": dict(tags)})
+        return self._send("PUT", f"devices/{part_of(device)}/tags", Device, json={"tags": dict(tags)})
 
     def remove_device(self, device: str, *, reason: str = "") -> None:
-        self._delete(f"devices/{_part(device)}", reason)
+        self._delete(f"devices/{part_of(device)}", reason)
 
     def device_modules(self, device: str) -> Modules:
-        return self._get(f"devices/{_part(device)}/modules", Modules)
+        return self._get(f"devices/{part_of(device)}/modules", Modules)
 
     def health(self, device: str, *, limit: int = 100) -> list[HealthReport]:
-        return list(self._list(f"devices/{_part(device)}/health", HealthReport, limit=limit))
+        return list(self._list(f"devices/{part_of(device)}/health", HealthReport, limit=limit))
 
     def telemetry(self, device: str, *, module: str = "", limit: int = 100) -> list[TelemetryReport]:
-        return list(self._list(f"devices/{_part(device)}/telemetry", TelemetryReport, limit=limit, module=module))
+        return list(self._list(f"devices/{part_of(device)}/telemetry", TelemetryReport, limit=limit, module=module))
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +278,7 @@ class Client:
 
     def endpoint(self, name: str, *, window_s: int = 300) -> EndpointState:
         """One endpoint with its devices, and what its versions did in the last ``window_s`` seconds."""
-        return self._get(f"endpoints/{_part(name)}", EndpointState, window_s=window_s)
+        return self._get(f"endpoints/{part_of(name)}", EndpointState, window_s=window_s)
 
     def set_endpoint(
         self,
@@ -332,14 +298,14 @@ class Client:
             "keep_before": keep_before,
             "reason": reason,
         }
-        return self._send("PUT", f"endpoints/{_part(name)}", EndpointState, json=body)
+        return self._send("PUT", f"endpoints/{part_of(name)}", EndpointState, json=body)
 
     def turn_endpoint_back(self, name: str, *, reason: str = "") -> EndpointState:
         """The split before the last change again."""
-        return self._send("POST", f"endpoints/{_part(name)}/back", EndpointState, json={"reason": reason})
+        return self._send("POST", f"endpoints/{part_of(name)}/back", EndpointState, json={"reason": reason})
 
     def delete_endpoint(self, name: str, *, reason: str = "") -> None:
-        self._delete(f"endpoints/{_part(name)}", reason)
+        self._delete(f"endpoints/{part_of(name)}", reason)
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -354,31 +320,6 @@ class Client:
                 return
             seen = now
 
-    def nudges(self, *topics: str) -> Iterator[None]:
-        """Yield at once, then whenever something of these topics changes, and every :data:`POLL_S` anyway.
-
-        A lost stream is opened again: what was missed shows at the next look. A hub that is away ends it with
-        ``resource.hub_unreachable`` only where the caller's own question finds it so.
-        """
-        while True:
-            yield
-            started = time.monotonic()
-            try:
-                with self._http.stream(
-                    "GET",
-                    "stream",
-                    params=_query({"topic": list(topics)}),
-                    timeout=httpx.Timeout(TIMEOUT_S, read=POLL_S),
-                ) as answer:
-                    for line in answer.iter_lines():
-                        if line.startswith("data:"):
-                            yield
-            except httpx.ReadTimeout:
-                continue
-            except httpx.TransportError:
-                pass
-            time.sleep(max(0.0, started + POLL_S - time.monotonic()))
-
     # -- samples -----------------------------------------------------------------------------------------------------
 
     def samples(
@@ -392,86 +333,7 @@ class Client:
         return list(self._list("samples/files", SampleFile, module=module))
 
     def download_samples(self, key: str, target: Path, *, progress: Progress | None = None) -> Path:
-        return self._fetch(f"samples/files/{_parts(key)}", target, progress)
-
-    # -- how it is asked ---------------------------------------------------------------------------------------------
-
-    def _get(self, path: str, kind: type[T], **query: Any) -> T:
-        return self._send("GET", path, kind, params=_query(query))
-
-    def _list(self, path: str, kind: type[T], *, limit: int = 0, **query: Any) -> Iterator[T]:
-        """Every item over all pages, or the first ``limit``."""
-        cursor, count = "", 0
-        while True:
-            size = min(limit - count, 1000) if limit else 1000
-            page = self._send("GET", path, dict[str, Any], params=_query({**query, "limit": size, "cursor": cursor}))
-            for item in page["items"]:
-                yield self._convert(item, kind)
-                count += 1
-                if limit and count >= limit:
-                    return
-            cursor = page.get("next") or ""
-            if not cursor:
-                return
-
-    def _send(self, method: str, path: str, kind: type[T], **request: Any) -> T:
-        content = self._ask(method, path, **request)
-        try:
-            return self._convert(msgspec.json.decode(content), kind)
-        except msgspec.DecodeError as error:
-            raise _not_a_hub(self.url, error) from error
-
-    def _delete(self, path: str, reason: str = "") -> None:
-        self._ask("DELETE", path, params=_query({"reason": reason}))
-
-    def _ask(self, method: str, path: str, **request: Any) -> bytes:
-        try:
-            answer = self._http.request(method, path, **request)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise unreachable(self.url, error) from error
-        if not answer.is_success:
-            raise problem_of(answer.status_code, answer.content, self.url)
-        return answer.content
-
-    def _convert(self, value: Any, kind: type[T]) -> T:
-        try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise _not_a_hub(self.url, error) from error
-
-    def _fetch(self, path: str, target: Path, progress: Progress | None) -> Path:
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with self._http.stream("GET", path) as answer:
-                if not answer.is_success:
-                    raise problem_of(answer.status_code, answer.read(), self.url)
-                total, done = int(answer.headers.get("content-length", 0)), 0
-                with partial.open("wb") as file:
-                    for block in answer.iter_bytes(package.BLOCK_BYTES):
-                        file.write(block)
-                        done += len(block)
-                        if progress:
-                            progress(done, total)
-            partial.replace(target)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise unreachable(self.url, error) from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
-
-
-def _query(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in ("", None, [])}
-
-
-def _part(text: str) -> str:
-    """One part of an address: a name with a slash must not become another address."""
-    return quote(text, safe="")
-
-
-def _parts(path: str) -> str:
-    """A path of several parts."""
-    return quote(path, safe="/")
+        return self._fetch(f"samples/files/{parts_of(key)}", target, progress)
 
 
 def _blocks(file: IO[bytes], size: int, progress: Progress | None) -> Iterator[bytes]:
@@ -481,19 +343,3 @@ def _blocks(file: IO[bytes], size: int, progress: Progress | None) -> Iterator[b
         done += len(block)
         if progress:
             progress(done, size)
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a number without a name
-        return ""
-
-
-def _not_a_hub(url: str, error: Exception) -> ResourceError:
-    return ResourceError(
-        "resource.hub_unreachable",
-        f"cannot understand what answers at {url}: {error}; is it a Skerry hub of this version?",
-    )

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from skerry import environments, git, keys, scaffold
-from skerry.client import Client, Progress
+from skerry.asking import Progress
+from skerry.client import Client
 from skerry.types import Plan, RolloutDetail, VersionDetail
 from skerry_modules import manifest as manifests
 from skerry_modules import package
@@ -131,7 +132,7 @@ def _pack(
     say: Say,
 ) -> tuple[package.Packed, tuple[str, ...]]:
     if not model.exists():
-        raise InputError("manifest.model_mismatch", f"cannot deploy {model}: there is no such file or folder")
+        raise InputError("request.invalid", f"cannot deploy {model}: there is no such file or folder")
     ensure_trusted(hub, key, say=say)
     signing, _ = keys.load_or_generate(key)
     notes: tuple[str, ...] = ()

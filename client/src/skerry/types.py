@@ -304,6 +304,86 @@ class RolloutDetail(Rollout, frozen=True, kw_only=True):
     devices: tuple[RolloutDevice, ...] = ()
 
 
+class BatchShare(_Answer, frozen=True, kw_only=True):
+    """What one device did and does of a batch job; ``hub``: the hub itself."""
+
+    device: str
+    online: bool = False
+    serves: bool = False
+    parts: int = 0
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    scored: int = 0
+    errors: int = 0
+    progress: float = 0.0
+    code: str = ""
+    message: str = ""
+    at: int = 0
+
+
+class Batch(_Answer, frozen=True, kw_only=True):
+    """A batch job. ``units`` are rows or files (``unit``) of the whole input; 0: not known yet."""
+
+    id: int
+    module: str
+    version: int
+    endpoint: str = ""
+    target: str = ""
+    source: str = ""
+    input: str = ""
+    columns: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    rows: int = 0
+    part_rows: int = 0
+    state: str = ""
+    progress: float = 0.0
+    unit: str = ""
+    units: int = 0
+    scored: int = 0
+    errors: int = 0
+    parts: dict[str, int] = {}
+    code: str = ""
+    message: str = ""
+    result_size: int = 0
+    errors_size: int = 0
+    created_by: str = ""
+    reason: str = ""
+    created_at: int = 0
+    started_at: int = 0
+    updated_at: int = 0
+    ended_at: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at > 0
+
+
+class BatchDetail(Batch, frozen=True, kw_only=True):
+    shares: tuple[BatchShare, ...] = ()
+
+
+class BatchPart(_Answer, frozen=True, kw_only=True):
+    """One part of a batch job: what one device scores at once."""
+
+    number: int
+    state: str
+    device: str = ""
+    given: tuple[str, ...] = ()
+    attempts: int = 0
+    failures: int = 0
+    first: int = 0
+    units: int = 0
+    progress: float = 0.0
+    scored: int = 0
+    errors: int = 0
+    code: str = ""
+    message: str = ""
+    given_at: int = 0
+    ended_at: int = 0
+
+
 class EndpointRoute(_Answer, frozen=True, kw_only=True):
     """A version behind an endpoint; ``ready``: devices that have it loaded and well."""
 

@@ -19,6 +19,8 @@ from sqlmodel import Session
 
 from skerry_hub import broker as brokers
 from skerry_hub import desired, devices, keys, registry
+from skerry_hub.batch_engine import BatchEngine
+from skerry_hub.batch_look import BatchSettings
 from skerry_hub.broker import Broker, parse_url
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
@@ -32,6 +34,7 @@ from skerry_hub.streaming import Streaming, StreamingSettings
 from skerry_hub.tables import Device
 from skerry_modules import trust
 from skerry_modules.errors import InputError, ResourceError, SkerryError
+from skerry_modules.messages import Command
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Hub:
         self.key: trust.SigningKey
         self.objects: ObjectStore
         self.rollouts = RolloutEngine(self.db, self.bus, self.publish_desired)
+        self.batches: BatchEngine
         self.broker: Broker = brokers.choose(settings)
         self.streaming: Streaming | None = None  # until the hub has started
         self.failure: SkerryError | None = None  # why it could not start, or had to stop by itself
@@ -116,7 +120,9 @@ class Hub:
         await asyncio.to_thread(self.open)
         await asyncio.to_thread(self._start_streaming)
         self.bus.reopen()
-        for name, work in (("rollouts", self.rollouts.run()), ("collector", self._collect())):
+        self.batches = self._make_batches()
+        parts = (("rollouts", self.rollouts.run()), ("batches", self.batches.run()), ("collector", self._collect()))
+        for name, work in parts:
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(_tell)
             self._tasks.append(task)
@@ -136,6 +142,20 @@ class Hub:
         self._lease.release()
         self.db.close()
         self._opened = False
+
+    def _make_batches(self) -> BatchEngine:
+        settings = self.settings
+        return BatchEngine(
+            self.db,
+            self.objects,
+            self.bus,
+            settings.data_folder / "batches",
+            self._send_command,
+            settings=BatchSettings(lease_s=settings.batch_lease_s, days=settings.batches_days),
+        )
+
+    def _send_command(self, device: str, command: Command) -> bool:
+        return self.streaming is not None and self.streaming.send_command(device, command)
 
     def publish_desired(self, device_ids: Iterable[str]) -> None:
         """Send devices their documents, soon; call it after the commit. A device that has none any more is cleared."""
@@ -181,6 +201,7 @@ class Hub:
             health_days=settings.health_days,
             events_days=settings.events_days,
             offline_s=settings.device_offline_s,
+            result_max_bytes=settings.batch_result_max_bytes,
             compact_s=settings.samples_every_s,
             compact=CompactSettings(min_rows=settings.samples_min_rows, max_age_s=settings.samples_max_age_s),
         )

@@ -309,19 +309,6 @@ def remove(session: Session, batch: int) -> None:
     session.exec(delete(BatchRow).where(col(BatchRow.id) == batch))
 
 
-def objects_needed(session: Session) -> set[str]:
-    """Objects that the store must keep for jobs: uploads until their parts are made, then inputs and results.
-
-    The pieces of an upload are named by its list: see :func:`skerry_hub.batch_input.pieces_of`.
-    """
-    going = select(BatchRow.id).where(col(BatchRow.result) == "", col(BatchRow.state).in_(ACTIVE))
-    found: set[str] = set(session.exec(select(BatchRow.upload).where(col(BatchRow.upload) != "")))
-    for column in (BatchPart.input, BatchPart.kept, BatchPart.result):
-        statement = select(column).where(col(column) != "", col(BatchPart.batch).in_(going))
-        found.update(session.exec(statement.distinct()))
-    return found
-
-
 def facts(row: BatchRow) -> dict[str, Any]:
     """A job's columns as JSON shows them."""
     plain = {name: getattr(row, name) for name in type(row).model_fields}

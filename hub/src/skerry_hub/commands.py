@@ -46,8 +46,9 @@ def create(
     actor: str,
     reason: str = "",
     now: int,
+    audited: bool = True,
 ) -> tuple[CommandRow, Command]:
-    """The row, and the message to send after the commit.
+    """The row, and the message to send after the commit. ``audited``: whether it is a deed of its own.
 
     Raises:
         InputError: ``device.unknown``.
@@ -83,16 +84,17 @@ def create(
         deadline_at=now + int((deadline_s + GRACE_S) * 1000),
     )
     session.add(row)
-    audit.record(
-        session,
-        actor=actor,
-        action=f"device.{name}",
-        subject=device,
-        now=now,
-        reason=reason,
-        command=row.id,
-        module=module,
-    )
+    if audited:
+        audit.record(
+            session,
+            actor=actor,
+            action=f"device.{name}",
+            subject=device,
+            now=now,
+            reason=reason,
+            command=row.id,
+            module=module,
+        )
     return row, Command(id=row.id, name=name, arguments=dict(arguments), deadline_s=deadline_s)
 
 

@@ -3,7 +3,7 @@
 Rules:
 
 * Only objects that the hub wants on a device may be wanted by it: the index and the files of the versions that are
-  assigned to it or stand behind its endpoints.
+  assigned to it or stand behind its endpoints, and the inputs of the batch parts that it has.
 * Chunks are read as they are published and never kept: the page cache does that better.
 * The link's own queue bounds how far publishing runs ahead of the broker; the planner bounds how far the broker runs
   ahead of the devices.
@@ -71,6 +71,8 @@ class Rights:
         allowed = any(digest in self._versions[version] for version in wanted)
         if now - at > (ALLOWED_S if allowed else DENIED_S):
             allowed = any(digest in self._versions[version] for version in self._look_up(device, now))
+        if not allowed:
+            allowed = self._is_input(device, digest)
         return self._size(digest) if allowed else None
 
     def _look_up(self, device: str, now: float) -> frozenset[tuple[str, int]]:
@@ -92,6 +94,14 @@ class Rights:
                 self._versions[name, version] = frozenset(digests)
         self._devices[device] = (wanted, now)
         return wanted
+
+    def _is_input(self, device: str, digest: str) -> bool:
+        """Whether it is what a part of a batch job is scored from, which the device has now."""
+        statement = text(
+            "SELECT 1 FROM batch_part WHERE device = :device AND input = :digest AND state = 'running' LIMIT 1"
+        )
+        with self._db.engine.connect().execution_options(skerry_read=True) as connection:
+            return connection.execute(statement, {"device": device, "digest": digest}).first() is not None
 
     def _size(self, digest: str) -> int | None:
         if digest not in self._sizes:

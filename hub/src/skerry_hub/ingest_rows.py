@@ -19,6 +19,7 @@ import msgspec
 from skerry_hub.ingest_lanes import Lane, Lanes, SpoolKey
 from skerry_hub.rules.marks import MAX_NUMBER, Verdict, take
 from skerry_modules import messages
+from skerry_modules.batches import COMMAND, STOP
 from skerry_modules.errors import InputError, PeerError
 from skerry_modules.manifest import is_name
 from skerry_modules.measurement import ModuleProfile, from_builtins
@@ -290,6 +291,8 @@ class Batch:
                     command=body.command, name=body.name, ok=False, code=error.code, message=error.message
                 )
         self.results.append(Answered(item.device, body, profile, item.received_at))
+        if body.ok and body.name in (COMMAND, STOP):
+            return  # a job has many parts: it is the job that tells
         severity = messages.Severity.INFO if body.ok else messages.Severity.ERROR
         # A profile is long and has a table of its own.
         data = {"command": body.command, "ok": body.ok, **({} if profile else body.data)}

@@ -167,7 +167,8 @@ class FolderStore:
         return self._key(key)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        for path in sorted(self._keys.rglob("*")):
+        under = self._keys / prefix.rpartition("/")[0]  # other folders need not be walked
+        for path in sorted(under.rglob("*")):
             key = path.relative_to(self._keys).as_posix()
             if path.is_file() and key.startswith(prefix):
                 yield key

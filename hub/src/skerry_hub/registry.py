@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, environments, queries
+from skerry_hub import audit, batch_objects, environments, queries
 from skerry_hub.db import Database, add_missing
 from skerry_hub.objects import ObjectStore
 from skerry_hub.queries import TagQuery
@@ -200,7 +200,7 @@ def package_of(session: Session, objects: ObjectStore, name: str, version: int) 
 
 
 def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
-    """Who needs a version: device ids by ``desired`` and role; rollouts' numbers by ``rollout``; endpoints' names."""
+    """Who needs a version: device ids by ``desired`` and role; numbers of rollouts and batch jobs; endpoints' names."""
     found: dict[str, list[str]] = {}
     wanted = select(Assignment.device).where(col(Assignment.module) == name, col(Assignment.version) == version)
     found["desired"] = sorted(session.exec(wanted))
@@ -222,6 +222,7 @@ def holders(session: Session, name: str, version: int) -> dict[str, list[str]]:
     )
     found["rollout"] = [str(number) for number in sorted({*session.exec(forward), *session.exec(back)}, key=str)]
     found["endpoint"] = _endpoints_with(session, name, version)
+    found["batch"] = batch_objects.jobs_with(session, name, version)
     return {role: names for role, names in found.items() if names}
 
 
@@ -286,6 +287,7 @@ def collect_garbage(database: Database, objects: ObjectStore, *, grace_s: float)
         needed = set(session.exec(select(VersionFile.sha256).distinct()))
         needed.update(session.exec(select(ModelVersion.digest)))
         needed |= environments.wheels_needed(session)
+        needed |= batch_objects.objects_needed(session, objects)
     # The store looks at the age again as it deletes: a registration may have met the object since.
     return [digest for digest in candidates if digest not in needed and objects.delete(digest, older_than_s=grace_s)]
 

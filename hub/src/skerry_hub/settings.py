@@ -83,6 +83,11 @@ class Settings:
     telemetry_days: float = _setting(30.0, "days", "How long telemetry is kept; 0: for ever")
     health_days: float = _setting(14.0, "days", "How long devices' health is kept; 0: for ever")
     events_days: float = _setting(90.0, "days", "How long events are kept; 0: for ever")
+    batches_days: float = _setting(30.0, "days", "How long batch jobs and their results are kept; 0: for ever")
+    batch_lease_s: float = _setting(
+        120.0, "s", "A device that says nothing for so long loses its part of a batch job to another"
+    )
+    batch_result_max_bytes: int = _setting(2_000_000_000, "bytes", "Largest result of one part of a batch job")
     device_offline_s: float = _setting(300.0, "s", "A device that said nothing for so long counts as offline")
     samples_every_s: float = _setting(60.0, "s", "How often captured samples are looked at to be written as Parquet")
     samples_min_rows: int = _setting(200, "rows", "Samples of a version and day that are written at once; fewer wait …")

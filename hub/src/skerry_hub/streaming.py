@@ -21,6 +21,7 @@ import msgspec
 from sqlalchemy import bindparam, text
 
 from skerry_hub import commands, desired, samples
+from skerry_hub.batch_results import BatchResults
 from skerry_hub.broker import Broker
 from skerry_hub.broker.rights import OVERSIZED_TOPIC
 from skerry_hub.clock import now_ms
@@ -57,6 +58,7 @@ class StreamingSettings(msgspec.Struct, frozen=True, kw_only=True):
     compact_s: float = 60.0
     compact: samples.CompactSettings = samples.CompactSettings()
     publish_wait_s: float = 2.0
+    result_max_bytes: int = 2_000_000_000  # of one part of a batch job
 
 
 class Streaming:
@@ -88,6 +90,14 @@ class Streaming:
         self.delivery = Delivery(
             objects, self._publish, Rights(db, objects).size, refuse=self.ingest.refuse, settings=delivery
         )
+        self.results = BatchResults(
+            db,
+            objects,
+            self._publish,
+            refuse=self.ingest.refuse,
+            done=lambda: bus.publish("batches"),
+            max_bytes=self.settings.result_max_bytes,
+        )
         self._due: set[str] = set()  # devices whose document is to be published
         self._due_lock = threading.Lock()
         self._remind_all = False
@@ -100,6 +110,7 @@ class Streaming:
         self._stopping.clear()
         self.ingest.start()
         self.delivery.start()
+        self.results.start()
         self.link.start()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._keeper.start()
@@ -109,6 +120,7 @@ class Streaming:
         self._stopping.set()
         self._wake.set()
         self.delivery.stop()
+        self.results.stop()
         if self._keeper is not None:
             self._keeper.join(10)
         self.ingest.stop()
@@ -144,6 +156,8 @@ class Streaming:
             return
         elif parsed.kind == "want":
             self.delivery.want(parsed.device, payload)
+        elif parsed.kind == "piece":
+            self.results.take(parsed.device, payload)
         else:
             if parsed.kind == "hello":
                 # Before the wants that follow it: what flew to its old session is gone.

@@ -16,6 +16,7 @@ import typer
 
 from skerry import deploying, scaffold, wire
 from skerry.cli import (
+    batch,
     devices,
     endpoints,
     environments,
@@ -44,6 +45,7 @@ for name, part in {
     "devices": devices.app,
     "rollouts": rollouts.app,
     "endpoints": endpoints.app,
+    "batch": batch.app,
     "samples": samples.app,
     "keys": keys_commands.app,
 }.items():

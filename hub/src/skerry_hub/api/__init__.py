@@ -26,6 +26,7 @@ PARTS: Final = (
     "devices",
     "rollouts",
     "endpoints",
+    "batches",
     "samples",
     "events",
     "system",

@@ -1,4 +1,4 @@
-"""The limit on request bodies, before anything reads them. Packages have a larger limit of their own."""
+"""The limit on request bodies, before anything reads them. Packages and batch inputs have limits of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from skerry_hub.api import problems
 from skerry_modules.errors import InputError
 
-_UPLOAD: Final = re.compile(r"/api/v1/models/[^/]+/versions/?")
+_UPLOADS: Final = {
+    "POST": re.compile(r"/api/v1/models/[^/]+/versions/?"),
+    "PUT": re.compile(r"/api/v1/batches/uploads/[^/]+/?"),
+}
 
 DRAIN_BYTES: Final = 64 * 1024 * 1024
 """How much of a body that is refused for its size is still read."""
@@ -23,7 +26,8 @@ class BodyLimit:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"])):
+        upload = _UPLOADS.get(scope.get("method", ""))
+        if scope["type"] != "http" or (upload is not None and upload.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
