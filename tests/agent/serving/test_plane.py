@@ -199,11 +199,12 @@ def test_distributions_by_the_modules_baseline(start: Start, tmp_path: Path) -> 
         Baseline.from_arrays({"x": X}, {"y": np.random.default_rng(1).random((50, 3)).astype("f4")}).to_json()
     )
     plane.serve(module)
-    for row in X:
-        assert plane.score("linear", [row]).status == 200
     found: dict[str, int] = {}
 
     def counted() -> bool:
+        # A worker that has spent its share of time on counting passes requests by: so they go on until it counts.
+        for row in X[:10]:
+            assert plane.score("linear", [row]).status == 200
         counters = plane.do(lambda: plane.plane.take_counters(module.digest))
         for name, wire in {**counters.inputs, **counters.outputs}.items():
             found[name] = found.get(name, 0) + sum(wire.counts) + wire.above + wire.below
