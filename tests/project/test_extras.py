@@ -33,6 +33,15 @@ CASES = [
         "import onnx, onnxruntime.quantization, openvino, pyarrow, skerry.convert",
         id="convert",
     ),
+    pytest.param(
+        "batch", ["skerry-agent", "batch", "--help"], "import pyarrow, skerry_agent.batch.parquet", id="batch"
+    ),
+    pytest.param(
+        "grpc", ["skerry-agent", "--help"], "import grpc, google.protobuf, skerry_agent.serving.grpc_front", id="grpc"
+    ),
+    pytest.param("postgres", ["skerry", "--help"], "import psycopg", id="postgres"),
+    pytest.param("train", ["skerry", "--help"], "import onnx, sklearn, skl2onnx, skerry.convert.sklearn", id="train"),
+    pytest.param("openvino", ["skerry-agent", "--help"], "import openvino", id="openvino"),
     pytest.param("simulators", ["skerry-sim", "--help"], "import skerry_simulators.cli", id="simulators"),
 ]
 

@@ -11,14 +11,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from skerry_hub.settings import Settings, describe
 from skerry_modules.errors import InputError, ResourceError, SkerryError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 1 with one clear line on stderr."""
+    """Run one command; the exit status is 0, or another (see the help) with one clear line on stderr."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -26,35 +26,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options) or 0)
     except SkerryError as error:
         sys.stderr.write(f"skerry-hub: {error.message} [{error.code}]\n")
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="skerry-hub", description="The Skerry hub: registry, rollouts, console.")
+    parser = argparse.ArgumentParser(
+        prog="skerry-hub",
+        description="The Skerry hub: registry, rollouts, console.",
+        epilog="Exit codes: 0 done; 1 the server could not; 2 the call or a setting is wrong.",
+    )
     parser.add_argument("--version", action="version", version=f"skerry-hub {version('skerry')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("serve", _serve, "run the hub until Ctrl-C"),
         ("migrate", _migrate, "bring the database's tables up to date, and exit"),
         ("keys", _keys, "print the hub's public key, and the publishers that it accepts"),
+        ("settings", _settings, "list every setting with its default and meaning"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(run=run)
-        for info in describe():
-            unit = f" [{info.unit}]" if info.unit else ""
-            help_text = f"{info.help}{unit}; {info.variable}".replace("%", "%%")
-            kind = type(getattr(Settings, info.name))
-            command.add_argument(info.flag, dest=info.name, type=kind, metavar=info.unit.upper(), help=help_text)
-    listing = commands.add_parser("settings", help="list every setting with its default and meaning")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(run=_settings)
+        if run is not _serve:
+            command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        if run is not _settings:
+            _add_settings(command, None if run is _serve else _WITHOUT_SERVER)
     return parser
 
 
+_WITHOUT_SERVER: Final = ("data", "database", "database_busy_s")
+"""The settings that matter to what runs beside no server."""
+
+
+def _add_settings(command: argparse.ArgumentParser, names: Sequence[str] | None) -> None:
+    for info in describe():
+        if names is not None and info.name not in names:
+            continue
+        default = f"; default {info.default}" if info.default else ""
+        help_text = f"{info.help} [{info.unit}{default}; {info.variable}]".replace("%", "%%")
+        kind = type(getattr(Settings, info.name))
+        command.add_argument(info.flag, dest=info.name, type=kind, metavar=info.unit.upper(), help=help_text)
+
+
 def _load(options: argparse.Namespace) -> Settings:
-    return Settings.load(**{info.name: getattr(options, info.name) for info in describe()})
+    return Settings.load(**{info.name: getattr(options, info.name, None) for info in describe()})
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -117,7 +132,10 @@ def _migrate(options: argparse.Namespace) -> int:
         database.migrate()
     finally:
         database.close()
-    sys.stdout.write(f"The database {database} is up to date.\n")
+    if options.json:
+        sys.stdout.write(json.dumps({"database": str(database), "up_to_date": True}) + "\n")
+    else:
+        sys.stdout.write(f"The database {database} is up to date.\n")
     return 0
 
 
@@ -135,6 +153,9 @@ def _keys(options: argparse.Namespace) -> int:
             publishers = [public.text() for public in keys.publishers(session).values()]
     finally:
         database.close()
+    if options.json:
+        sys.stdout.write(json.dumps({"hub": key.public.text(), "publishers": publishers}) + "\n")
+        return 0
     sys.stdout.write(f"hub        {key.public.text()}\n" + "".join(f"publisher  {text}\n" for text in publishers))
     return 0
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_served_is_said_in_one_line(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["serve", "--data", str(tmp_path), "--port", "0", *arguments]) == 1
+    assert cli.main(["serve", "--data", str(tmp_path), "--port", "0", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("skerry-hub: cannot ")
     assert text in line
@@ -187,8 +187,8 @@ def test_settings_are_listed_for_people_and_machines(capsys: pytest.CaptureFixtu
 
 
 def test_keys_and_migrate_need_no_running_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said(command: str) -> str:
-        assert cli.main([command, "--data", str(tmp_path)]) == 0
+    def said(command: str, *more: str) -> str:
+        assert cli.main([command, "--data", str(tmp_path), *more]) == 0
         return capsys.readouterr().out
 
     first = said("keys")
@@ -196,6 +196,9 @@ def test_keys_and_migrate_need_no_running_hub(tmp_path: Path, capsys: pytest.Cap
     assert said("keys") == first, "the key is made once"
     assert (tmp_path / "keys" / "hub.pem").stat().st_mode & 0o777 == 0o600
     assert "is up to date" in said("migrate")
+    machine = json.loads(said("keys", "--json"))
+    assert machine == {"hub": first.split(maxsplit=1)[1].strip(), "publishers": []}
+    assert json.loads(said("migrate", "--json"))["up_to_date"] is True
 
 
 def test_a_hub_that_loses_its_lease_stops(tmp_path: Path) -> None:
