@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from skerry_agent.serving.version import Version
 
 QUIET_S: Final = 10.0
+TURN_S: Final = 1.0
+"""A worker that stands aside and cannot keep up tries other processors so often."""
 AT_ONCE: Final = 2
 """Copies that are with the version at once: enough that its worker need not wait for the next, few enough that a
 client's request, should one come, need not wait for many."""
@@ -79,6 +81,8 @@ class Copies:
         self._waiting: deque[Copy] = deque()
         self._out = self._bytes = 0  # with the version; of these and of those that wait
         self._back = -QUIET_S  # when a client's request last called the worker back
+        self._link: WorkerLink | None = None  # of a worker that stands aside
+        self._stood = 0.0  # since when it stands where it does
         self._spared = 0  # the copy that was given more time
 
     def take(self, item: Item, json: int, body: bytes) -> None:
@@ -89,6 +93,7 @@ class Copies:
         full = count >= most or (count and self._bytes + size > settings.shadow_bytes)
         if full or not version.ready:
             self._counters.compared(item.endpoint, Agreement(dropped=1))
+            self._turn()
             return
         copy = Copy(self, item, json, body)
         self._bytes += len(copy.body)
@@ -122,7 +127,22 @@ class Copies:
             return
         if all(ticket.item.shadow for ticket in flying.values()):
             self.aside = True
-            link.stand(aside=True)
+            self._stood = now
+            link.stand(aside=True, processors=self._threads)
+            self._link = link
+
+    def _turn(self) -> None:
+        """It cannot keep up: perhaps it can elsewhere."""
+        now = time.monotonic()
+        if self.aside and self._link is not None and now - self._stood > TURN_S:
+            self._stood = now
+            self._link.stand(aside=True, processors=self._threads)
+
+    @property
+    def _threads(self) -> int:
+        manifest = self._version.manifest
+        asked = manifest.options.get("threads", manifest.resources.threads)
+        return max(1, asked) if isinstance(asked, int) else 1
 
     def answers(self, link: WorkerLink | None, now: float) -> None:
         """A client waits for the worker."""
@@ -141,5 +161,6 @@ class Copies:
         """The worker is to be quick: for a client, for an order, or to end."""
         if self.aside:
             self.aside = False
+            self._link = None
             if link is not None:
-                link.stand(aside=False)
+                link.stand(aside=False, processors=0)

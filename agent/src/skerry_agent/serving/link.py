@@ -129,9 +129,9 @@ class WorkerLink(asyncio.Protocol):
         if pending and self._transport is not None:
             self._transport.writelines(pending)
 
-    def stand(self, *, aside: bool) -> None:
-        """Have the process yield to all others, or be as they are again."""
-        self._nursery.stand(self.serial, aside=aside)
+    def stand(self, *, aside: bool, processors: int) -> None:
+        """Have the process yield to all others on so many processors, or be as they are again."""
+        self._nursery.stand(self.serial, aside=aside, processors=processors)
 
     def close(self) -> None:
         """End of file for the worker, which then ends by itself; nothing more is heard of it."""

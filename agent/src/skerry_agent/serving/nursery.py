@@ -97,9 +97,9 @@ class Nursery:
     def kill(self, serial: int, number: int = signal.SIGKILL) -> None:
         self._order(serial, orders.Kill(serial, number))
 
-    def stand(self, serial: int, *, aside: bool) -> None:
+    def stand(self, serial: int, *, aside: bool, processors: int) -> None:
         """Have a worker yield to all others, or be as they are again: see ``serving.aside``."""
-        self._order(serial, orders.Stand(serial, aside))
+        self._order(serial, orders.Stand(serial, aside, processors))
 
     def _order(self, serial: int, order: orders.ToZygote) -> None:
         if self._control is not None and serial in self._handlers:

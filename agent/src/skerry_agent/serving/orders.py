@@ -35,6 +35,7 @@ class Stand(msgspec.Struct, tag=True, array_like=True):
 
     serial: int
     aside: bool
+    processors: int  # that it computes with
 
 
 class Ready(msgspec.Struct, tag=True, array_like=True):

@@ -39,6 +39,8 @@ class Zygote:
         self._engine = engine
         self._control = control
         self._children: dict[int, int] = {}  # serial -> pid
+        self._aside: dict[int, set[int]] = {}  # serial -> the processors of one that stands aside, before it did
+        self._turn = 0
         self._parent = os.getppid()
         self._wake, self._waker = os.pipe()
 
@@ -89,10 +91,20 @@ class Zygote:
             case orders.Kill(serial=serial, signal=number):
                 if pid := self._children.get(serial):
                     os.kill(pid, number)
-            case orders.Stand(serial=serial, aside=yields):
+            case orders.Stand(serial=serial, aside=yields, processors=processors):
                 if pid := self._children.get(serial):
-                    aside.step_aside(pid) if yields else aside.come_back(pid)
+                    self._stand(serial, pid, processors if yields else 0)
         return True
+
+    def _stand(self, serial: int, pid: int, processors: int) -> None:
+        """Have a child step aside, on so many processors; 0: come back."""
+        if processors:
+            with contextlib.suppress(OSError):  # it ended just now
+                held = self._aside.setdefault(serial, os.sched_getaffinity(pid))
+                aside.step_aside(pid, aside.place(held, processors, self._turn))
+                self._turn += 1
+        elif serial in self._aside:
+            aside.come_back(pid, self._aside.pop(serial))
 
     def _reap(self) -> None:
         for serial, pid in list(self._children.items()):
@@ -101,6 +113,7 @@ class Zygote:
             name = name_of(pid)  # a process keeps its name until it is waited for
             _, status = os.waitpid(pid, 0)
             del self._children[serial]
+            self._aside.pop(serial, None)
             self._tell(orders.Exited(serial, os.waitstatus_to_exitcode(status), name))
 
     def _spawn(self, order: orders.Spawn, sock: int, log: int) -> None:
