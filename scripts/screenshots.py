@@ -3,9 +3,9 @@
 
     scripts/screenshots.py [--url http://127.0.0.1:8420] [--out docs/images]
 
-Nothing is staged: the pages are what that hub shows now, so run it while a demo or a fleet is at work. The rollout and
-the device shown are the newest rollout and the first device that serves. Needs Chromium and Playwright
-(``make setup``, ``apt-get install chromium``).
+Nothing is staged: the pages are what that hub shows now, so run it while a demo or a fleet is at work. The rollout, the
+endpoint and the device shown are the newest rollout, the first endpoint and the first device that serves. Needs
+Chromium and Playwright (``make setup``, ``apt-get install chromium``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ def pictures(url: str) -> list[tuple[str, str, str, dict[str, int]]]:
     rollouts = get(f"{url}/api/v1/rollouts?limit=1")["items"]
     if rollouts:
         found.append(("rollout-dark.png", f"/rollouts/{rollouts[0]['id']}", "dark", DESKTOP))
+    endpoints = get(f"{url}/api/v1/endpoints?limit=1")["items"]
+    if endpoints:
+        found.append(("endpoint-dark.png", f"/endpoints/{endpoints[0]['name']}", "dark", DESKTOP))
     devices = get(f"{url}/api/v1/devices?limit=100")["items"]
     if devices:
         shown = next((device for device in devices if device.get("online")), devices[0])
@@ -66,7 +69,7 @@ def take(url: str, out: Path) -> None:
             context = browser.new_context(
                 viewport=viewport,  # type: ignore[arg-type]
                 color_scheme=scheme,  # type: ignore[arg-type]
-                device_scale_factor=1.5 if viewport is DESKTOP else 2,
+                device_scale_factor=1 if viewport is DESKTOP else 1.5,  # a clone of the repository stays small
                 is_mobile=viewport is PHONE,
                 http_credentials=credentials,  # type: ignore[arg-type]
             )

@@ -12,6 +12,10 @@ from skerry_hub import tables as t
 MINUTE = 60_000
 ROWS = 2_000
 """Of one part."""
+MESSAGES = {
+    "batch.input": "cannot score march.csv: it has no column for the input image; see --column",
+    "run.hang": "the worker answered nothing for 60 s",
+}
 
 
 def rows(now: int, devices: list[str]) -> dict[type[SQLModel], list[dict[str, Any]]]:
@@ -25,7 +29,7 @@ def rows(now: int, devices: list[str]) -> dict[type[SQLModel], list[dict[str, An
         _job(2, now - 300 * MINUTE, input="march.csv", devices=lab[:4], state="failed", units=8_000)
         | {
             "code": "batch.input",
-            "message": "cannot score march.csv: it has no column for the input image; see --column",
+            "message": MESSAGES["batch.input"],
             "progress": 0.25,
             "errors": 0,
         },
@@ -86,9 +90,7 @@ def _job(number: int, at: int, *, input: str, devices: list[str], units: int, **
     } | more
 
 
-def _part(
-    now: int, batch: int, number: int, device: str, state: str, code: str = "install.load_timeout"
-) -> dict[str, Any]:
+def _part(now: int, batch: int, number: int, device: str, state: str, code: str = "run.hang") -> dict[str, Any]:
     failed = state == "failed"
     return {
         "batch": batch,
@@ -112,7 +114,7 @@ def _part(
         "result": "",
         "result_size": 0,
         "code": code if failed else "",
-        "message": "the worker answered nothing for 60 s" if failed else "",
+        "message": MESSAGES[code] if failed else "",
         "retry_at": 0,
         "given_at": now - (60 - number) * 9_000 if device else 0,
         "ended_at": now - (60 - number) * 6_000 if state in ("done", "failed") else 0,

@@ -16,11 +16,13 @@ from skerry_hub.bus import Bus
 from skerry_hub.console import format as text
 from skerry_hub.console import live
 from skerry_hub.console.forms import RolloutForm, format_waves, parse_waves
+from skerry_hub.console.queries import batches, log
 from skerry_hub.console.queries.fleet import search
 from skerry_hub.console.queries.paging import Page, clamp
 from skerry_hub.console.queries.rollouts import ORDER, WENT_BACK, Happening, shown, together, wave_state
 from skerry_hub.console.series import Series
 from skerry_hub.rules.rollout import DeviceStep, Plan, RolloutState, Wave, check_plan
+from skerry_hub.tables import Audit, BatchRow
 from skerry_modules import messages
 from skerry_modules.errors import InputError
 from skerry_modules.histogram import Histogram
@@ -262,6 +264,35 @@ def test_time_moves_on_and_what_is_old_is_forgotten() -> None:
     assert not series.shown(NOW + 5_000).empty
     series.move(NOW + 3_600_000)
     assert series.shown(NOW + 3_600_000).empty
+
+
+@pytest.mark.parametrize(
+    ("action", "subject", "address"),
+    [
+        ("rollout.pause", "rollout:6", "/rollouts/6"),
+        ("device.tags", "cam-01", "/devices/cam-01"),
+        ("device.remove", "cam-01", ""),
+        ("endpoint.set", "digits", "/endpoints/digits"),
+        ("endpoint.delete", "digits", ""),
+        ("version.register", "digits:3", "/models/digits/versions/3"),
+        ("batch.cancel", "7", "/batches/7"),
+        ("key.add", "ed25519:4f0c", ""),
+    ],
+)
+def test_an_audit_entry_leads_to_what_it_is_about(action: str, subject: str, address: str) -> None:
+    assert log.address(Audit(at=1, actor="mira", action=action, subject=subject)) == address
+
+
+@pytest.mark.parametrize(
+    ("progress", "state", "left"),
+    [(0.5, "running", 60.0), (0.75, "running", 20.0), (0.01, "running", 0), (1, "done", 0)],
+)
+def test_how_long_a_batch_job_takes_is_told_when_it_can_be(progress: float, state: str, left: float) -> None:
+    row = BatchRow(
+        module="m", version=1, target="*", source="upload", input="i", rows=1, part_rows=1, state=state,
+        progress=progress, created_by="mira", created_at=0, started_at=1_000,
+    )  # fmt: skip
+    assert batches.left_s(row, 61_000) == pytest.approx(left)
 
 
 # -- the live connection -------------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def audit(request: Request) -> Response:
         topics=("fleet", "models", "rollout:*"),
         rows=found,
         why=log.why,
+        about=log.address,
         actors=actors,
         chosen=chosen,
         page_address=pages(request),

@@ -44,6 +44,26 @@ def why(row: Audit) -> str:
     return row.reason or str(msgspec.json.decode(row.data or "{}").get("message", ""))
 
 
+def address(row: Audit) -> str:
+    """The page of what an entry is about; empty where it has none, or is gone by the entry itself. Pure."""
+    kind, _, deed = row.action.partition(".")
+    if deed in ("delete", "remove"):
+        return ""
+    match kind:
+        case "rollout":
+            return f"/rollouts/{row.subject.removeprefix('rollout:')}"
+        case "device" | "endpoint":
+            return f"/{kind}s/{row.subject}"
+        case "batch":
+            return f"/batches/{row.subject}"
+        case "model":
+            return f"/models/{row.subject}"
+        case "version" if ":" in row.subject:
+            name, _, number = row.subject.rpartition(":")
+            return f"/models/{name}/versions/{number}"
+    return ""
+
+
 def audit(session: Session, *, subject: str = "", actor: str = "", number: int = 1) -> Page[Audit]:
     conditions = []
     if subject:
