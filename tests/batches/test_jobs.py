@@ -170,10 +170,10 @@ def test_an_input_that_cannot_be_read_is_refused(world: World, tmp_path: Path, c
 
 
 def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: Path) -> None:
-    expected = table(tmp_path / "in.csv", 2400)
+    expected = table(tmp_path / "in.csv", 1600)
     upload = world.client.upload_batch_input(tmp_path / "in.csv")
     job = world.client.start_batch("slow", "*", upload=upload, keep=["id"], part_rows=100, rows=20, input="in.csv").id
-    wait_until(lambda: world.client.batch(job).scored > 200, what="some rows")
+    wait_until(lambda: world.client.batch(job).scored > 100, what="some rows")
     world.kill("dev-1")
     wait_until(
         lambda: any(part.device == "dev-2" and "dev-1" in part.given for part in world.client.batch_parts(job)),
@@ -184,10 +184,10 @@ def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: P
     world.start_hub()
     world.start_agent("dev-1")
     ended = world.wait_for(job, "done", "failed")
-    assert (ended.state, ended.scored, ended.errors) == ("done", 2400, 0)
+    assert (ended.state, ended.scored, ended.errors) == ("done", 1600, 0)
     world.client.fetch_batch(job, tmp_path)
     found = scores(tmp_path / f"batch-{job}.parquet")
-    assert found["row"] == list(range(2400)), "each row once"
+    assert found["row"] == list(range(1600)), "each row once"
     np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
 
 

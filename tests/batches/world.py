@@ -46,7 +46,7 @@ name = "y"
 datatype = "FP32"
 shape = [-1]
 """
-LEASE_S = 3.0
+LEASE_S = 2.5
 
 
 class World:
@@ -103,7 +103,8 @@ class World:
 
     def start_agent(self, device: str) -> None:
         chosen = ["serving.http=127.0.0.1:0", f"state.folder={self.state(device)}", "batch.report_s=0.3"]
-        chosen += ["hub.retry_min_s=0.2", "hub.retry_max_s=1"]
+        # What a device says before the hub listens again is lost; it is said again after this silence.
+        chosen += ["hub.retry_min_s=0.2", "hub.retry_max_s=1", "spool.resend_s=1"]
         run = [sys.executable, "-m", "skerry_agent.cli", "run", "--config", str(self.folder / f"{device}.toml")]
         with (self.folder / f"{device}.log").open("ab") as said:
             self.agents[device] = subprocess.Popen(

@@ -89,6 +89,7 @@ class BatchEngine:
     async def run(self) -> None:
         """Until cancelled. One hub at a time runs this (see ``skerry_hub.lease``)."""
         last = 0.0
+        await asyncio.to_thread(self._forgive)
         try:
             async for topics in self._bus.listen(quiet_s=QUIET_S):
                 if topics and not any(topic.startswith(("batch", "device:", "fleet", "models")) for topic in topics):
@@ -132,6 +133,19 @@ class BatchEngine:
             log.exception("cannot carry the batch job %d on; it is tried again", job)
 
     # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _forgive(self) -> None:
+        """While the hub was away nobody could be heard: leases begin anew with it."""
+        until = now_ms() + int(self.settings.lease_s * 1000)
+        try:
+            with self._db.session() as session:
+                session.connection().execute(
+                    update(CommandRow)
+                    .where(col(CommandRow.name) == COMMAND, col(CommandRow.ended_at) == 0)
+                    .values(deadline_at=until)
+                )
+        except SkerryError as error:
+            log.warning("cannot renew the leases of batch jobs: %s", error)
 
     def _lease(self) -> None:
         """Renew leases by what was heard, send again what nobody answered, and stop what is not wanted any more."""
