@@ -140,7 +140,7 @@ def test_what_is_not_there_is_said_before_anything_is_sent(hub: Client, run: Run
 
 
 def test_without_the_runtime_nothing_is_deployed(
-    hub: Client, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    hub: Client, agent: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = run("deploy", make_model(tmp_path / "unproven.onnx", seed=5), "--to", "*", code=4)

@@ -59,6 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     status = _command(commands, "status", _status, "what the running agent does: hub, modules, spool, sources, disk")
     status.add_argument("--json", action="store_true", help="everything, as one JSON object")
 
+    _add_score(commands)
+    _add_batch(commands)
+
+    events = _command(commands, "events", _events, "the last events of this device, also while the agent is stopped")
+    events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
+    events.add_argument("--json", action="store_true", help="as a JSON list")
+
+    _add_profile(commands)
+
+    settings = _command(
+        commands, "settings", _settings, "every setting: name, default, unit, variable and what it does"
+    )
+    settings.add_argument("--json", action="store_true", help="as a JSON list")
+    return parser
+
+
+def _add_score(commands: Any) -> None:
     score = _command(commands, "score", _score, "score an input on a module of this device")
     score.add_argument("module", help="the module's or endpoint's name")
     given = score.add_mutually_exclusive_group(required=True)
@@ -68,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--url", help="the agent's scoring address; default: from the configuration")
     score.add_argument("--json", action="store_true", help="the answer as it came")
 
+
+def _add_batch(commands: Any) -> None:
     batch = _command(commands, "batch", _batch, "score a table or a folder on this device, behind live traffic")
     batch.add_argument("module", help="the module's or endpoint's name, or NAME:VERSION")
     batch.add_argument(
@@ -92,10 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
     batch.add_argument("--child-of", type=int, default=0, help=argparse.SUPPRESS)
 
-    events = _command(commands, "events", _events, "the last events of this device, also while the agent is stopped")
-    events.add_argument("--limit", type=int, default=30, help="how many (default 30)")
-    events.add_argument("--json", action="store_true", help="as a JSON list")
 
+def _add_profile(commands: Any) -> None:
     profile = _command(commands, "profile", _profile, "measure what a module's folder costs on this machine")
     profile.add_argument("folder", type=Path, help="the module's folder, with its module.toml")
     profile.add_argument("--engines", default="", metavar="A,B", help="default: all that can load the model")
@@ -108,12 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--nice", type=int, default=0, help="niceness of the measured worker (default 0)")
     profile.add_argument("--for-profile", default="", metavar="NAME", help="the firmware profile to measure within")
     profile.add_argument("--json", action="store_true", help="everything, as one JSON object")
-
-    settings = _command(
-        commands, "settings", _settings, "every setting: name, default, unit, variable and what it does"
-    )
-    settings.add_argument("--json", action="store_true", help="as a JSON list")
-    return parser
 
 
 def _command(commands: Any, name: str, work: Any, text: str) -> argparse.ArgumentParser:

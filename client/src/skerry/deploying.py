@@ -76,7 +76,7 @@ def deploy(
             that cannot be is told before anything is done.
     """
     hub = client or Client()
-    _check(hub, name, to)
+    _check(hub, Path(model), name, to)
     with tempfile.TemporaryDirectory(prefix="skerry-deploy-") as temporary:
         packed, notes = _pack(
             Path(model), Path(temporary), hub, name=name, key=key, engine=engine, golden=golden, say=say
@@ -107,8 +107,10 @@ def ensure_trusted(hub: Client, key: str = "", *, say: Say = lambda _: None) -> 
     return True
 
 
-def _check(hub: Client, name: str, to: str) -> None:
+def _check(hub: Client, model: Path, name: str, to: str) -> None:
     """A slip of the pen in the command must not leave a version registered."""
+    if not model.exists():
+        raise InputError("request.invalid", f"cannot deploy {model}: there is no such file or folder")
     if name and not manifests.is_name(name):
         raise InputError(
             "manifest.invalid",
@@ -131,8 +133,6 @@ def _pack(
     golden: Path | None,
     say: Say,
 ) -> tuple[package.Packed, tuple[str, ...]]:
-    if not model.exists():
-        raise InputError("request.invalid", f"cannot deploy {model}: there is no such file or folder")
     ensure_trusted(hub, key, say=say)
     signing, _ = keys.load_or_generate(key)
     notes: tuple[str, ...] = ()
