@@ -2,9 +2,9 @@
 
 All serve the same ONNX file with the same ONNX Runtime options, one thread, one worker where that is to be chosen, and
 are asked in JSON, which all of them speak: the Open Inference Protocol where the peer has it, its own form elsewhere.
-Only one is asked at a time, in short turns, while the others idle. Each peer lives in an environment of its own under a
-cache folder (``$XDG_CACHE_HOME/skerry-bench``), made at the first run; one that cannot be installed is left out, and
-said so.
+Only one is asked at a time, in short turns, while the processes of the others are stopped: some are never idle. Each
+peer lives in an environment of its own under a cache folder (``$XDG_CACHE_HOME/skerry-bench``), made at the first run;
+one that cannot be installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ RUNTIME = "onnxruntime==1.31.1"
 OURS = "skerry"
 CLIENTS = 8
 START_LIMIT_S = 90.0
+AWAKE_S = 0.2  # after a stop: timers that fell due meanwhile are done with
 PLAN = {  # turns, requests a turn of one client, seconds a turn of many
     "tiny": (6, 60, 0.7),
     "medium": (4, 10, 1.0),
@@ -136,9 +137,20 @@ class Server:
         self.request = request
         self.start = 0.0
 
-    def pss(self) -> float:
+    def processes(self) -> list[psutil.Process]:
         root = psutil.Process(self.process.pid)
-        return sum(one.memory_full_info().pss for one in (root, *root.children(recursive=True))) / 1e6
+        return [root, *root.children(recursive=True)]
+
+    def pss(self) -> float:
+        return sum(one.memory_full_info().pss for one in self.processes()) / 1e6
+
+    def stop(self) -> None:
+        for one in self.processes():
+            one.suspend()
+
+    def go_on(self) -> None:
+        for one in self.processes():
+            one.resume()
 
 
 @contextlib.contextmanager
@@ -291,15 +303,21 @@ def measure(key: str, model: _models.Model, homes: dict[str, Path], folder: Path
         rates: dict[str, list[float]] = {server.name: [] for server in up}
         for server in up:
             settle(server)
+        pss = {server.name: server.pss() for server in up}
+        for server in up:
+            server.stop()
         for turn in range(turns):
             for server in up if turn % 2 else reversed(up):
+                server.go_on()
+                time.sleep(AWAKE_S)
                 times[server.name] += one_by_one(server, block)
                 rates[server.name].append(rate(server, seconds))
+                server.stop()
         return {
             server.name: {
                 "p50": statistics.median(times[server.name]),
                 "rate": statistics.median(rates[server.name]),
-                "pss": server.pss(),
+                "pss": pss[server.name],
                 "start": server.start,
             }
             for server in up

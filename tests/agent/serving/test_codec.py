@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from skerry_agent.serving import arrays, frames, tensors
-from skerry_agent.serving.codec import Codec, to_binary
+from skerry_agent.serving.codec import PLANS, Codec, to_binary
 from skerry_agent.serving.frames import Kind
-from skerry_modules.errors import SkerryError
+from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, TensorSpec
 
@@ -185,3 +185,54 @@ def test_frames_come_out_whole_however_they_are_cut(
 def test_a_torn_stream_is_a_bug() -> None:
     with pytest.raises(SkerryError, match="torn"):
         list(frames.Reader().feed(b"\xff" * 64))
+
+
+VALUES = ["[1, 2]", "[3.5,-1e3]", "[]", "[1]", "[[1],[2]]", "[1, [2]]", "[1, null]", '["a", "b"]', "[1e99, 2]", "[1 2]"]
+FORMS = [
+    '{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": %s}]}',
+    '{"inputs": [{"data":%s, "name": "x", "shape": [2], "datatype": "FP32"}], "parameters": {"b": true}}',
+    '{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": %s}], "outputs": [{"name": "x"}]}',
+    '{"inputs": [{"name": "x", "shape": [2, 1], "datatype": "FP32", "data": %s}]}',
+    '{"parameters": {"data": %s}, "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}]}',
+    '{"parameters": {"data": %s}, "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "d\\u0061ta": [1, 2]}]}',
+    '{"inputs": [{"name": "x", "parameters": {"a": "\\"data\\""}, "shape": [2], "datatype": "FP32", "data": %s}]}',
+    '{"id": "7", "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": %s}]}',
+    '{"inputs": [{"name": "data", "shape": [2], "datatype": "FP32", "data": %s}]}',
+]
+
+
+def taking(ndim: int) -> Manifest:
+    specs = (TensorSpec(name="x", datatype="FP32", shape=(-1,) * ndim),)
+    return Manifest(format=1, name="m", engine="python", model="m.py", inputs=specs, outputs=specs)
+
+
+def meant(codec: Codec, body: str) -> Any:
+    try:
+        plan, inputs = codec.parse(body.encode(), -1)
+    except InputError as error:
+        return error.code, error.message
+    told = {name: (array.shape, array.dtype, array.tolist(), array.flags.writeable) for name, array in inputs.items()}
+    return told, plan.outputs, plan.id, plan.rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(FORMS), st.sampled_from(VALUES)), min_size=1, max_size=8), st.booleans())
+def test_requests_in_json_that_differ_in_their_values_mean_what_each_means_alone(
+    asked: list[tuple[str, str]], deep: bool
+) -> None:
+    manifest = taking(2 if deep else 1)
+    codec = Codec(manifest, 1)
+    for form, values in asked:
+        body = form.replace("%s", values)
+        meant(codec, form.replace("%s", VALUES[0]))  # learned, where it is of the kind that is
+        assert meant(codec, body) == meant(Codec(manifest, 1), body)
+
+
+def test_only_the_values_of_a_repeated_request_in_json_are_parsed() -> None:
+    codec = Codec(taking(1), 1)
+    for form in FORMS[:3]:
+        meant(codec, form.replace("%s", "[1, 2]"))
+    assert len(codec._forms) == 3
+    for number in range(10 * PLANS):
+        meant(codec, FORMS[0].replace("%s", "[1, 2]").replace("{", "{" + " " * number, 1))
+        assert len(codec._forms) <= PLANS

@@ -23,6 +23,7 @@ import numpy as np
 
 from skerry_agent.ports import Arrays
 from skerry_agent.serving import regions
+from skerry_agent.serving.codec_json import DATA, PLAN_BYTES, Input, around_values, bad, flat, from_json, to_json
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, ITEM_BYTES, TensorSpec, datatype_of
@@ -31,19 +32,9 @@ Array = np.ndarray[Any, Any]
 
 PLANS: Final = 64
 """Headers that are remembered."""
-PLAN_BYTES: Final = 4096
-"""Longer headers are parsed each time."""
 MAX_RANK: Final = 32
 _FEW: Final = 4096
 _LITTLE: Final = sys.byteorder == "little"
-
-
-class _Input(msgspec.Struct):
-    name: str
-    shape: tuple[int, ...]
-    datatype: str
-    data: msgspec.Raw = msgspec.Raw()
-    parameters: dict[str, Any] = {}
 
 
 class _Wanted(msgspec.Struct):
@@ -52,7 +43,7 @@ class _Wanted(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    inputs: list[_Input]
+    inputs: list[Input]
     id: str = ""
     outputs: list[_Wanted] | None = None
     parameters: dict[str, Any] = {}
@@ -80,6 +71,14 @@ class Plan(NamedTuple):
     rows: int
 
 
+class _Form(NamedTuple):
+    """A request in JSON without the values of its one input."""
+
+    given: Input
+    outputs: tuple[tuple[str, bool], ...]
+    rows: int
+
+
 class Request(NamedTuple):
     plan: Plan
     inputs: Arrays
@@ -99,6 +98,7 @@ class Codec:
         self._version = str(version)
         self._decoder = msgspec.json.Decoder(_Body)
         self._plans: dict[bytes, Plan] = {}
+        self._forms: dict[tuple[bytes, bytes], _Form] = {}
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._last: tuple[str, Plan | None, Any, Any, bytes] = ("", None, None, None, b"")  # of the answer before
 
@@ -116,7 +116,7 @@ class Codec:
             InputError: ``scoring.*`` with what to mend.
         """
         if json < 0:
-            plan = self._plan(body, 0)
+            plan = self._repeated(body) or self._plan(body, 0)
             return Request(plan, plan.literal)
         if json > len(body):
             raise InputError(
@@ -155,10 +155,7 @@ class Codec:
                 if not spec.allow_nan:
                     check_nan(given.name, array)
             elif size is None:
-                literal[given.name] = array = from_json(given)
-                array.flags.writeable = False  # as binary ones are: what is kept as a sample stays what was sent
-                if not spec.allow_nan:
-                    check_nan(given.name, array)
+                literal[given.name] = from_json(given)
             else:
                 places.append(_place(given, spec, start, size))
                 start += size
@@ -169,7 +166,33 @@ class Codec:
                 f"cannot read the request: its binary_data_size sum to {start} bytes but {tail} bytes follow the JSON; "
                 "send all tensors, in the order of inputs",
             )
-        return Plan(tuple(places), literal, self._wanted(request), request.id, rows)
+        plan = Plan(tuple(places), literal, self._wanted(request), request.id, rows)
+        if len(literal) == len(request.inputs) == 1 and not plan.id:
+            self._learn(head, request.inputs[0], plan)
+        return plan
+
+    def _learn(self, body: bytes, given: Input, plan: Plan) -> None:
+        """Remember a request in JSON but for the values of its one input."""
+        found = around_values(body)
+        if found is None or found[1] != bytes(given.data) or given.datatype == "BYTES":
+            return
+        around = b"".join(found[0])
+        if around.count(DATA) == 1 and b"\\" not in around:  # so it is the input's, and no other of that name
+            if len(self._forms) >= PLANS:
+                self._forms.clear()
+            self._forms[found[0]] = _Form(msgspec.structs.replace(given, data=msgspec.Raw()), plan.outputs, plan.rows)
+
+    def _repeated(self, body: bytes) -> Plan | None:
+        """The plan of a request in JSON that differs from an earlier one in its values alone: only they are parsed."""
+        found = around_values(body)
+        form = self._forms.get(found[0]) if found is not None else None
+        if form is None or found is None:
+            return None
+        try:
+            array = flat(form.given, found[1])
+        except InputError:
+            return None  # parsed whole, it gives the error that fits
+        return Plan((), {form.given.name: array}, form.outputs, "", form.rows)
 
     def _check_names(self, request: _Body) -> None:
         names = [given.name for given in request.inputs]
@@ -296,7 +319,7 @@ class Codec:
         return msgspec.json.encode(body)
 
 
-def check_declared(given: _Input, spec: TensorSpec) -> None:
+def check_declared(given: Input, spec: TensorSpec) -> None:
     """Whether a declared datatype and shape are the model's."""
     if given.datatype != spec.datatype:
         raise InputError(
@@ -311,34 +334,34 @@ def check_declared(given: _Input, spec: TensorSpec) -> None:
         )
 
 
-def binary_size(given: _Input) -> int | None:
+def binary_size(given: Input) -> int | None:
     """The declared bytes of a tensor that follows the JSON; None: its data stands in the JSON."""
     size = given.parameters.get("binary_data_size")
     if size is None:
         if not bytes(given.data):
-            raise _bad(given.name, "it has neither data nor binary_data_size")
+            raise bad(given.name, "it has neither data nor binary_data_size")
         return None
     if bytes(given.data):
-        raise _bad(given.name, "it has both data and binary_data_size")
+        raise bad(given.name, "it has both data and binary_data_size")
     if type(size) is not int or size < 0:
-        raise _bad(given.name, f"its binary_data_size {size!r} is not a whole number")
+        raise bad(given.name, f"its binary_data_size {size!r} is not a whole number")
     return size
 
 
-def _from_region(given: _Input) -> Array:
+def _from_region(given: Input) -> Array:
     if bytes(given.data) or "binary_data_size" in given.parameters:
-        raise _bad(given.name, "it has a shared_memory_region and data besides")
+        raise bad(given.name, "it has a shared_memory_region and data besides")
     if given.datatype == "BYTES":
-        raise _bad(given.name, "BYTES cannot come in shared memory")
+        raise bad(given.name, "BYTES cannot come in shared memory")
     return regions.read(given.name, given.parameters, np.dtype(DATATYPES[given.datatype]), given.shape)
 
 
-def _place(given: _Input, spec: TensorSpec, start: int, size: int) -> _Place:
+def _place(given: Input, spec: TensorSpec, start: int, size: int) -> _Place:
     if given.datatype == "BYTES":
         return _Place(given.name, "BYTES", None, given.shape, start, size, False)
     needed = math.prod(given.shape) * ITEM_BYTES[given.datatype]
     if size != needed:
-        raise _bad(given.name, f"its shape needs {needed} bytes but binary_data_size says {size}")
+        raise bad(given.name, f"its shape needs {needed} bytes but binary_data_size says {size}")
     dtype = np.dtype(DATATYPES[given.datatype])
     return _Place(given.name, given.datatype, dtype, given.shape, start, size, not spec.allow_nan and dtype.kind == "f")
 
@@ -352,84 +375,7 @@ def check_nan(name: str, array: Array) -> None:
     # in the common case. For few elements the first costs half; for many it would start threads.
     total = flat.dot(flat) if len(flat) <= _FEW else np.add.reduce(flat)
     if total != total and bool(np.isnan(array).any()):  # noqa: PLR0124 - a test for NaN that costs no call
-        raise _bad(name, "it holds NaN, which the model does not take")
-
-
-def _bad(name: str, problem: str) -> InputError:
-    return InputError("scoring.bad_data", f"cannot read input {name!r}: {problem}")
-
-
-# -- JSON data ---------------------------------------------------------------------------------------------------------
-
-_FLAT: Final[dict[str, Callable[[Any], Any]]] = {
-    "b": msgspec.json.Decoder(list[bool]).decode,
-    "i": msgspec.json.Decoder(list[int]).decode,
-    "u": msgspec.json.Decoder(list[int]).decode,
-    "f": msgspec.json.Decoder(list[float]).decode,
-    "O": msgspec.json.Decoder(list[str]).decode,
-}
-_SPACE: Final = b" \t\r\n"
-
-
-def from_json(given: _Input) -> Array:
-    """An input's ``data``, flat or nested, checked against its shape."""
-    raw = bytes(given.data)
-    dtype = np.dtype(DATATYPES[given.datatype])
-    nested = raw[1:].lstrip(_SPACE)[:1] == b"["
-    try:
-        values = _flatten(given, msgspec.json.decode(raw), dtype.kind) if nested else _FLAT[dtype.kind](raw)
-    except msgspec.DecodeError as error:
-        raise _bad(given.name, f"its data are not {given.datatype}: {error}") from error
-    expected = math.prod(given.shape)
-    if len(values) != expected:
-        raise _bad(given.name, f"its shape {list(given.shape)} needs {expected} values but it has {len(values)}")
-    return _array(given, values, dtype).reshape(given.shape)
-
-
-def _flatten(given: _Input, data: Any, kind: str) -> Any:
-    """Nested lists must have the declared shape."""
-    level = data
-    for depth, size in enumerate(given.shape):
-        if any(not isinstance(part, list) or len(part) != size for part in ([level] if depth == 0 else level)):
-            raise _bad(given.name, f"its nested data do not have the shape {list(given.shape)}")
-        level = level if depth == 0 else [one for part in level for one in part]
-    return _FLAT[kind](msgspec.json.encode(level))  # the type check of flat data
-
-
-def _array(given: _Input, values: Any, dtype: np.dtype[Any]) -> Array:
-    if dtype.kind == "O":
-        array = np.empty(len(values), dtype=object)
-        array[:] = [value.encode() for value in values]
-        return array
-    if dtype.kind in "iu" and values:
-        limits = np.iinfo(dtype)
-        if min(values) < limits.min or max(values) > limits.max:
-            raise _bad(given.name, f"a value is out of the range of {given.datatype}")
-    with np.errstate(over="ignore"):
-        array = np.array(values, dtype=dtype)
-    if dtype.kind == "f" and not np.isfinite(array).all():  # JSON has no infinity: a number overflowed
-        raise _bad(given.name, f"a value is out of the range of {given.datatype}")
-    return array
-
-
-def to_json(name: str, array: Array) -> list[Any]:
-    """Flat values, row-major. NaN and infinities become null: JSON has none."""
-    if array.dtype.kind in "OSU":
-        try:
-            return [_text(value) for value in array.reshape(-1)]
-        except UnicodeDecodeError as error:
-            raise InputError(
-                "scoring.bad_data", f"cannot put output {name!r} into JSON: it is no UTF-8; ask for binary_data"
-            ) from error
-    values: list[Any] = array.reshape(-1).tolist()
-    return values
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-# -- binary data -------------------------------------------------------------------------------------------------------
+        raise bad(name, "it holds NaN, which the model does not take")
 
 
 def _as_it_is(dtype: np.dtype[Any]) -> bool:
@@ -457,14 +403,14 @@ def unpack_bytes(name: str, data: bytes, shape: tuple[int, ...]) -> Array:
     offset, end = 0, len(data)
     while offset < end:
         if end - offset < 4:
-            raise _bad(name, "an element's length is cut short")
+            raise bad(name, "an element's length is cut short")
         length = struct.unpack_from("<I", data, offset)[0]
         offset += 4 + length
         if offset > end:
-            raise _bad(name, "an element is cut short")
+            raise bad(name, "an element is cut short")
         found.append(data[offset - length : offset])
     if len(found) != math.prod(shape):
-        raise _bad(name, f"its shape {list(shape)} needs {math.prod(shape)} elements but it has {len(found)}")
+        raise bad(name, f"its shape {list(shape)} needs {math.prod(shape)} elements but it has {len(found)}")
     array = np.empty(len(found), dtype=object)
     array[:] = found
     return array.reshape(shape)
