@@ -32,7 +32,7 @@ test: $(VENV)/.ready ## all tests
 soak: $(VENV)/.ready ## the long runs: the data plane under load and faults, then worlds by seed
 	@result=0; \
 	case "$(ONLY)" in ""|plane|world) ;; *) echo "cannot run ONLY=$(ONLY): there are plane and world" >&2; exit 2;; esac; \
-	if [ "$(ONLY)" != world ]; then $(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),0) || result=1; fi; \
+	if [ "$(ONLY)" != world ]; then $(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),0) $(if $(RECORD),--record $(RECORD)) || result=1; fi; \
 	if [ "$(ONLY)" != plane ]; then $(BIN)/skerry-sim world --seeds $(or $(SEEDS),0..20000) || result=1; fi; \
 	exit $$result
 
