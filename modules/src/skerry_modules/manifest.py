@@ -153,8 +153,9 @@ def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
         document = tomlkit.parse(text)
     except TOMLKitError as error:
         line = getattr(error, "line", 0)
+        problem = str(error).replace(r"Unexpected character: '\x00'", "Unexpected end")  # how tomlkit says it
         raise InputError(
-            "manifest.unreadable", f"cannot read {source}, line {line}: {error}", file=source, line=line
+            "manifest.unreadable", f"cannot read {source}, line {line}: {problem}", file=source, line=line
         ) from error
     try:
         manifest = msgspec.convert(document.unwrap(), Manifest)

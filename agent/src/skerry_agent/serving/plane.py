@@ -399,7 +399,8 @@ class Plane:
         if endpoint is not None and not version:
             raise ResourceError("scoring.not_ready", f"cannot use {model}: it has no version ready; ask again soon")
         what = f"version {version} of {model}" if version else model
-        names = ", ".join(self._endpoints) or "none"
+        here = [f"{model}:{one.number}" for one in self._versions.values() if version and one.manifest.name == model]
+        names = ", ".join(here or self._endpoints) or "none"
         raise InputError("module.unknown", f"cannot find {what}: this device serves {names}")
 
     def follow(self, model: str, item: Item) -> None:
