@@ -58,6 +58,10 @@ def test_a_table_is_shared_out_and_merged_in_its_order(world: World, tmp_path: P
         work = world.state(device) / "batch"
         wait_until(lambda at=work: not [*at.glob("work/*"), *at.glob("objects/*")], what="nothing to be left there")
     assert [one.action for one in world.client.audit(subject=str(job["id"]))] == ["batch.start"]
+    shown = world.skerry("batch", "show", str(job["id"]), "--parts").stdout
+    assert "100%, 3,000 of 3,000 rows" in shown
+    assert "2 rows could not be scored" in shown
+    assert [row["id"] for row in json.loads(world.skerry("batch", "list", "--json").stdout)][-1] == 1
 
 
 def test_parquet_needs_nothing_on_the_device_and_keeps_its_types(world: World, tmp_path: Path) -> None:
