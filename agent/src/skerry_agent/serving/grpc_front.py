@@ -72,6 +72,7 @@ class GrpcFront:
         except RuntimeError as error:
             problem = str(error)
         if not self.port:
+            await self.stop(0)  # else it is closed by the collector, on a loop that may be gone by then
             raise ResourceError(
                 "resource.port_in_use",
                 f"cannot listen on {self._settings.grpc} for gRPC: {problem or 'it is taken'}; free it, or set "
