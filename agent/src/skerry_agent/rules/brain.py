@@ -213,8 +213,10 @@ class Brain:
                     machine.retire(decision.name, now)
                 case reconcile.Supersede():
                     machine.supersede(decision.name, decision.digest, now)
-                case reconcile.Keep():
+                case reconcile.Keep() if name in machine.slots:
                     machine.keep(decision.wanted, name)
+                case reconcile.Keep():
+                    pass  # a start before it took the side version into its module's slot, to go back to
                 case reconcile.Start():
                     machine.start(decision.wanted, now, name=name, side=decision.side)
                 case reconcile.Promote():
