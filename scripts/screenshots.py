@@ -35,7 +35,6 @@ def get(url: str) -> Any:
 def pictures(url: str) -> list[tuple[str, str, str, dict[str, int]]]:
     """(file, path, colour scheme, viewport) of every picture that this hub can give."""
     found = [
-        ("console-light.png", "/", "light", DESKTOP),
         ("console-dark.png", "/", "dark", DESKTOP),
         ("console-phone.png", "/", "light", PHONE),
     ]
