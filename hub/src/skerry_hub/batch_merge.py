@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
@@ -23,8 +23,10 @@ from skerry_modules.errors import PeerError, SkerryError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, TensorSpec
 
-RESULTS: str = "batches/"
+RESULTS: Final = "batches/"
 """Where jobs' files stand in the object store: ``batches/<id>/``."""
+GROUP_BYTES: Final = 32 * 1024 * 1024
+"""Of rows that are written at once."""
 
 
 class Merged(NamedTuple):
@@ -104,11 +106,18 @@ class _Merger:
         import pyarrow as pa
 
         kept = _kept(self._objects, part)
+        size, waiting = 0, list[Any]()  # a row group for each frame would make a file of many small ones
         for frame in _frames(self._objects, part):
             if frame.rows:
                 cells = [self._column(part, frame, field, kept) for field in self.schema]
-                writer.write_table(pa.Table.from_arrays(cells, schema=self.schema))
+                waiting.append(pa.Table.from_arrays(cells, schema=self.schema))
+                size += waiting[-1].nbytes
+            if size > GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                size, waiting = 0, []
             lines.writelines(msgspec.json.encode(self._told(part, error)) + b"\n" for error in frame.errors)
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
 
     def _told(self, part: BatchPart, error: RowError) -> dict[str, Any]:
         found: dict[str, Any] = {"device": part.device} if self._row.source == "device" else {}
