@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from skerry_modules import golden, manifest, package
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Tensor
+from skerry_modules.tensors import TensorSpec
 
 MANIFEST = """\
 format = 1
@@ -140,20 +141,21 @@ def tensors(draw: st.DrawFn) -> dict[str, Tensor]:
     return made
 
 
+def fits(tensor: Tensor, spec: TensorSpec) -> bool:
+    return (
+        tensor.datatype == spec.datatype
+        and len(tensor.shape) == len(spec.shape)
+        and tensor.shape[0] % max(spec.shape[0], 1) == 0
+        and all(want in (-1, got) for want, got in zip(spec.shape[1:], tensor.shape[1:], strict=True))
+    )
+
+
 @given(inputs=tensors(), outputs=tensors(), batch=st.sampled_from([-1, 1, 2]))
 def test_what_has_no_problem_fits_the_manifest(
     inputs: dict[str, Tensor], outputs: dict[str, Tensor], batch: int
 ) -> None:
     parsed = manifest.parse(MANIFEST.format(batch=batch, model="main.py", engine="python"))
     found = list(golden.problems(parsed, inputs, outputs))
-    fits: Callable[[Tensor, Any], bool] = (
-        lambda tensor, spec: (  # noqa: E731
-            tensor.datatype == spec.datatype
-            and len(tensor.shape) == len(spec.shape)
-            and tensor.shape[0] % max(spec.shape[0], 1) == 0
-            and all(want in (-1, got) for want, got in zip(spec.shape[1:], tensor.shape[1:], strict=True))
-        )
-    )
     takes = {spec.name: spec for spec in parsed.inputs}
     gives = {spec.name: spec for spec in parsed.outputs}
     right = (
