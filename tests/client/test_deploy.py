@@ -135,8 +135,10 @@ def test_a_slip_of_the_pen_registers_nothing(
     assert "lonely" not in {model.name for model in hub.models()}
 
 
-def test_what_is_not_there_is_said_before_anything_is_sent(hub: Client, run: Run) -> None:
+def test_what_is_not_there_is_said_before_anything_is_sent(hub: Client, run: Run, tmp_path: Path) -> None:
     assert "there is no such file or folder" in run("deploy", "no.onnx", "--to", "*", code=2).err
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    assert "or a package (.skerry)" in run("deploy", tmp_path / "model.zip", "--to", "*", code=2).err
 
 
 def test_without_the_runtime_nothing_is_deployed(

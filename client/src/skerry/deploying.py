@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,7 @@ from skerry_modules import manifest as manifests
 from skerry_modules import package
 from skerry_modules.errors import InputError, SkerryError
 
+_MODELS: Final = (".onnx", ".xml")
 Say = Callable[[str], None]
 
 
@@ -111,6 +113,12 @@ def _check(hub: Client, model: Path, name: str, to: str) -> None:
     """A slip of the pen in the command must not leave a version registered."""
     if not model.exists():
         raise InputError("request.invalid", f"cannot deploy {model}: there is no such file or folder")
+    if model.is_file() and model.suffix not in (*_MODELS, package.SUFFIX):
+        raise InputError(
+            "request.invalid",
+            f"cannot deploy {model}: give a model ({', '.join(_MODELS)}), a module's folder or a package "
+            f"({package.SUFFIX})",
+        )
     if name and not manifests.is_name(name):
         raise InputError(
             "manifest.invalid",

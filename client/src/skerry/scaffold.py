@@ -291,11 +291,16 @@ def _cannot_run(model: Path, error: Exception) -> InputError:
 def _usable(found: model_files.Tensors) -> tuple[tuple[TensorSpec, ...], list[str]]:
     """The outputs that can be served, and a note on those that cannot."""
     for spec in found.inputs:
-        if spec.datatype not in DATATYPES or spec.name in found.unranked:
+        if spec.datatype not in DATATYPES:
             raise InputError(
                 "manifest.model_mismatch",
-                f"cannot serve the model: its input {spec.name!r} is {spec.datatype} of unknown or no tensor shape; "
-                "export it with typed tensor inputs",
+                f"cannot serve the model: its input {spec.name!r} is {spec.datatype}, which the protocol has no "
+                "datatype for; export it with tensor inputs, and cast them in the model",
+            )
+        if spec.name in found.unranked:
+            raise InputError(
+                "manifest.model_mismatch",
+                f"cannot serve the model: its input {spec.name!r} has no known rank; export it with tensor shapes",
             )
     usable = tuple(spec for spec in found.outputs if spec.datatype in DATATYPES and spec.name not in found.unranked)
     left = [f"{spec.name} ({spec.datatype})" for spec in found.outputs if spec not in usable]

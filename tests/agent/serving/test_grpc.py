@@ -16,7 +16,7 @@ import tritonclient.grpc as triton
 
 from skerry_agent.serving import grpc_bodies
 from skerry_agent.serving.settings import ServingSettings
-from skerry_modules.errors import InputError, ResourceError
+from skerry_modules.errors import InputError, ResourceError, SkerryError
 from skerry_modules.tensors import DATATYPES
 from support.processes import wait_until
 
@@ -167,10 +167,24 @@ def test_errors_have_a_status_a_code_and_words(
     assert ("x-skerry-code", code) in [tuple(pair) for pair in error.value.trailing_metadata()]
 
 
+@pytest.mark.parametrize("value", [-1, "soon", True, 0.5])
+def test_a_deadline_that_is_no_number_of_microseconds_is_refused(value: Any) -> None:
+    request = grpc_bodies.message("ModelInferRequest")(model_name="m")
+    assert grpc_bodies.timeout_s(request) is None
+    field = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}[type(value)]
+    setattr(request.parameters["timeout"], field, value)
+    with pytest.raises(SkerryError) as caught:
+        grpc_bodies.timeout_s(request)
+    assert caught.value.code == "request.invalid"
+
+
 def test_a_deadline_and_a_full_queue_are_told_apart(client: Any) -> None:
     row = X[:1]
     with pytest.raises(triton.InferenceServerException) as caught:
         client.infer("script", [given("x", row)], client_timeout=0.2)
+    assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+    with pytest.raises(triton.InferenceServerException, match="within the deadline") as caught:
+        client.infer("script", [given("x", row)], timeout=200_000)  # the protocol's own, in microseconds
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     results: list[Any] = []
     for _ in range(40):

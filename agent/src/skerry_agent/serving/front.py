@@ -166,7 +166,8 @@ class HttpFront:
         exchange.endpoint = target.model.encode()
         if not target.version:
             self._router.follow(target.model, exchange)
-        timeout_s = exchange.timeout_s or version.manifest.resources.request_timeout_s
+        asked = exchange.timeout_s or oip.timeout_s(exchange.body, exchange.json)
+        timeout_s = asked or version.manifest.resources.request_timeout_s
         if exchange.low:
             exchange.low = False
             version.room.take(exchange, timeout_s)

@@ -86,6 +86,24 @@ def body(request: Any) -> tuple[int, bytes]:
     return len(encoded), b"".join((encoded, *parts))
 
 
+def timeout_s(request: Any) -> float | None:
+    """The deadline that ``parameters.timeout`` asks for (see :func:`oip.timeout_s`).
+
+    Raises:
+        InputError: ``request.invalid``.
+    """
+    if "timeout" not in request.parameters:  # asking a map for what it lacks would put it there
+        return None
+    parameter = request.parameters["timeout"]
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind else None
+    if type(value) is not int or value < 0:
+        raise InputError(
+            "request.invalid", f"cannot read the parameter timeout {value!r:.40}: give whole microseconds, as 250000"
+        )
+    return value / 1e6 or None
+
+
 def _pack(tensor: Any) -> bytes:
     """A tensor's typed contents as little-endian bytes."""
     if tensor.datatype == "BYTES":

@@ -21,7 +21,7 @@ from skerry_agent.serving import grpc_bodies, oip
 from skerry_agent.serving.front import Router
 from skerry_agent.serving.grpc_bodies import message
 from skerry_agent.serving.settings import ServingSettings
-from skerry_modules.errors import ResourceError, SkerryError
+from skerry_modules.errors import InputError, ResourceError, SkerryError
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,11 @@ class GrpcFront:
     async def _model_infer(self, request: Any, context: Any) -> Any:
         json, body = grpc_bodies.body(request)
         if len(body) > self._settings.max_body_bytes + _ENVELOPE_BYTES:
-            raise ResourceError("scoring.overloaded", "cannot take the request: it is too large; send fewer rows")
+            limit = self._settings.max_body_bytes
+            raise InputError("request.too_large", f"cannot take a body over {limit} bytes; send fewer rows at once")
+        times = [one for one in (context.time_remaining(), grpc_bodies.timeout_s(request)) if one is not None]
         number, json, data = await self._plane.score(
-            request.model_name, request.model_version, json, body, context.time_remaining()
+            request.model_name, request.model_version, json, body, min(times, default=None)
         )
         return grpc_bodies.answer(request.model_name, number, request.id, json, data)
 

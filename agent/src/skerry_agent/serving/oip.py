@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from skerry_modules.errors import SkerryError
+from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.manifest import Manifest
 
 STATUS_OF: Final[dict[str, int]] = {
@@ -110,6 +110,53 @@ def target(path: bytes) -> Target:
         version, rest = rest[1], rest[2:]
     verb = actions.get(rest)
     return Target(verb, model, version) if verb else NOWHERE
+
+
+_TIMEOUT: Final = b'"timeout"'
+
+
+class _Asked(msgspec.Struct):
+    parameters: dict[str, msgspec.Raw] = {}
+
+
+_asked = msgspec.json.Decoder(_Asked).decode
+_whole = msgspec.json.Decoder(int).decode
+
+
+def timeout_s(body: bytes, json: int) -> float | None:
+    """The deadline that a request's ``parameters.timeout`` asks for, as Triton's schedule policy extension has it.
+
+    Most requests have none, and cost one search for the word.
+
+    Args:
+        json: length of the JSON part, or −1: all of it.
+
+    Returns:
+        Seconds (the protocol's value is in microseconds); None: it has none, or 0.
+
+    Raises:
+        InputError: ``request.invalid``: it is no whole number of microseconds.
+    """
+    if body.find(_TIMEOUT, 0, json if json >= 0 else len(body)) < 0:
+        return None
+    try:
+        found = _asked(body[:json] if json >= 0 else body).parameters.get("timeout")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # the worker says what is wrong with it
+    return None if found is None else _microseconds(bytes(found))
+
+
+def _microseconds(raw: bytes) -> float | None:
+    try:
+        value = _whole(raw)
+    except msgspec.DecodeError:
+        value = -1
+    if value < 0:
+        raise InputError(
+            "request.invalid",
+            f"cannot read parameters.timeout {raw[:40].decode(errors='replace')}: give whole microseconds, as 250000",
+        )
+    return value / 1e6 or None
 
 
 def status_of(error: SkerryError) -> int:

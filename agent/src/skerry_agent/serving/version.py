@@ -20,6 +20,7 @@ import msgspec
 from skerry_agent.ports import VersionCounters
 from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import frames, oip, orders
+from skerry_agent.serving.alarm import Alarm
 from skerry_agent.serving.copies import DROPPED, Copies
 from skerry_agent.serving.counters import Counters
 from skerry_agent.serving.exits import exit_reason, in_step
@@ -92,7 +93,7 @@ class Version:
         self._failures = 0
         self._batch_rows = -1  # rows scored together, as the first worker proved; −1: not known yet
         self._respawning: asyncio.Task[None] | None = None
-        self._watch: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._look)
         self._drained: asyncio.Future[None] | None = None
         self._landed: asyncio.Event | None = None  # awaited by a suspend: nothing is with the worker any more
         self._marks: dict[bytes, None] = {}
@@ -114,20 +115,19 @@ class Version:
         self._next += 1
         link = self._link
         if link is not None and self.ready and self._dispatch.board(ticket, item.began):
-            if self._watch is None:
-                self._watch = asyncio.get_running_loop().call_later(timeout, self._look)
+            if ticket.deadline < self._alarm.at:
+                self._alarm.by(ticket.deadline)
             self._ship(link, ticket, item.began)
             return ticket
-        return ticket if self._enqueue(ticket, timeout) else None
+        return ticket if self._enqueue(ticket) else None
 
-    def _enqueue(self, ticket: Ticket, timeout: float) -> bool:
+    def _enqueue(self, ticket: Ticket) -> bool:
         if not self._dispatch.offer(ticket):
             self._counters.rejected(ticket.item.endpoint)
             text = f"cannot score now: {self._settings.queue_requests} requests wait; try again after a second"
             ticket.item.reply(429, "scoring.overloaded", -1, oip.error_body(text))
             return False
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(timeout, self._look)
+        self._alarm.by(ticket.deadline)
         self._pump()
         return True
 
@@ -139,7 +139,7 @@ class Version:
                 continue
             ticket.number, ticket.kills = other._next, 0
             other._next += 1
-            other._enqueue(ticket, max(0.0, ticket.deadline - time.monotonic()))
+            other._enqueue(ticket)
 
     def forget(self, ticket: Ticket) -> None:
         """Its client has left: do not score it if that has not begun."""
@@ -221,7 +221,6 @@ class Version:
 
     def _look(self) -> None:
         """Answer what is late, kill what hangs. One timer per version: it costs a request nothing."""
-        self._watch = None
         now = time.monotonic()
         late = self._dispatch.expired(now)
         for ticket in late:
@@ -235,7 +234,7 @@ class Version:
                 self.kill("hang")
         when = self._dispatch.next_look()
         if when is not None:
-            self._watch = asyncio.get_running_loop().call_later(max(when - now, 0.005), self._look)
+            self._alarm.by(max(when, now + 0.005))
         self._tell_idle()
 
     def _tell_idle(self) -> None:
@@ -471,9 +470,7 @@ class Version:
         self.stopping = True
         self.ready = False
         await self._stop_respawning()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._alarm.clear()
         if drain_s > 0:
             await self._flush()
         self._settle()
