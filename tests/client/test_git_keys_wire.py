@@ -147,7 +147,9 @@ SAMPLES = {
     "hello": messages.Hello(device="d", boot="b", epoch=b"e", agent="1", profile="p"),
     "want": messages.Want(digest="0" * 64, size=1, bitmap=b"\x01"),
     "desired": messages.Signed(1, messages.encode(messages.Desired(device="d", revision=7, issued_at=1))),
-    "ack": messages.Ack(1, b"e", {0: 5}),
+    "ack": messages.Ack(1, b"e", {0: 5}, again=True, spread_s=4),
+    "piece": messages.Piece(job=1, part=0, digest="0" * 64, size=3, number=0, data=b"abc"),
+    "taken": messages.Taken(job=1, part=0, digest="0" * 64, bitmap=b"\x01"),
     "command": messages.Command(id="1", name="restart"),
     "presence": messages.Presence(online=True),
 }

@@ -36,6 +36,8 @@ class Link(Protocol):
 
     def unsubscribe(self, topic_filter: str) -> None: ...
 
+    def spread(self, seconds: float) -> None: ...
+
 
 class NoLink:
     """An agent without a hub."""
@@ -47,6 +49,8 @@ class NoLink:
     def subscribe(self, topic_filter: str, qos: int = 1) -> None: ...
 
     def unsubscribe(self, topic_filter: str) -> None: ...
+
+    def spread(self, seconds: float) -> None: ...
 
 
 class HubLink:
@@ -150,6 +154,10 @@ class HubLink:
                 "resource.broker_unreachable",
                 f"cannot listen to {', '.join(refused)}: the broker refused; check the device's rights there",
             )
+        self._greet()
+
+    def _greet(self) -> None:
+        """Say who we are, and send again all that the hub has not acknowledged and all that we wait for."""
         hello = Hello(
             device=self._device,
             boot=self._boot,
@@ -231,8 +239,16 @@ class HubLink:
             return
         message: Any = messages.decode(topic.kind, payload)
         if topic.kind == "ack":
-            self.outbox.acked(message)
+            self._on_ack(message)
         elif topic.kind == "taken":
             self.on_taken(message)
         else:
             self.commands.take(message)
+
+    def _on_ack(self, ack: messages.Ack) -> None:
+        self.outbox.acked(ack)
+        if ack.spread_s:
+            self._link.spread(float(ack.spread_s))
+        if ack.again and self.connected:
+            log.info("the hub came back: sending again what it has not acknowledged")
+            self._greet()

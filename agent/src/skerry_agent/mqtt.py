@@ -6,7 +6,7 @@ Rules kept here, each for a fault seen in the field (see the protocol's "traps")
 * One paho client per connection: no message of an older connection is sent again by the library. What must not be
   lost waits in the spool.
 * We poll by epoll: paho's own loop uses ``select``, which never connects once 1,024 descriptors are open.
-* Our own reconnect, with full jitter up to ``retry_max_s``: a fleet must not come back in step.
+* Our own reconnect, with full jitter (:mod:`skerry_agent.rules.reconnect`): a fleet must not come back in step.
 * ``stalled`` tells a watchdog when the thread has stopped; ``restart`` replaces it, whatever it hangs in.
 * A change of fortune is told once, with its reason; attempts that fail alike are silent.
 
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from skerry_agent.rules.reconnect import Reconnect
 from skerry_agent.settings import parse_broker
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 REFUSED: Final = "the broker refused the connection"
 _POLL_S: Final = 1.0
-_STEADY_S: Final = 30.0
 _READS: Final = 64
 
 
@@ -57,7 +57,7 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     certificate_key: str = ""
     keepalive_s: int = 30
     connect_timeout_s: float = 10.0
-    retry_min_s: float = 2.0
+    retry_min_s: float = 1.0
     retry_max_s: float = 60.0
     stall_s: float = 45.0
     will: tuple[str, bytes] | None = None
@@ -106,8 +106,10 @@ class MqttLink:
         self._session: _Session | None = None
         self._thread: threading.Thread | None = None
         self._number = 0
+        self._accepted_at = 0.0
         self._beat = time.monotonic()
         self._told = ""
+        self._reconnect = Reconnect(settings.retry_min_s, settings.retry_max_s, random.Random())
         self.connected = False
         self.since = time.monotonic()
 
@@ -134,6 +136,10 @@ class MqttLink:
         with self._lock:
             self._filters.pop(topic_filter, None)
         self._command("unsubscribe", topic_filter)
+
+    def spread(self, seconds: float) -> None:
+        """Over how long the whole fleet has to spread its reconnects, as the hub says."""
+        self._reconnect.spread_s = seconds
 
     def stalled(self, now: float) -> bool:
         """Whether the thread has shown no life for ``stall_s``; such a one must be replaced by :meth:`restart`."""
@@ -172,18 +178,20 @@ class MqttLink:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self, number: int) -> None:
-        attempt = 0
         while not self._stop.is_set() and number == self._number:
             began = time.monotonic()
+            self._accepted_at = 0.0
             reason = self._once(number)
             if number != self._number:
                 return
             self.connected = False
             self._tell_down(reason)
-            attempt = 0 if time.monotonic() - began > _STEADY_S else attempt + 1
-            longest = self._settings.retry_min_s * 2.0 ** min(attempt, 20)
-            pause = random.uniform(0, min(self._settings.retry_max_s, longest))
-            end = time.monotonic() + pause
+            now = time.monotonic()
+            if self._accepted_at:
+                pause = self._reconnect.pause(stood_s=now - self._accepted_at)
+            else:
+                pause = self._reconnect.pause(tried_s=now - began)
+            end = now + pause
             while not self._stop.is_set() and number == self._number and time.monotonic() < end:
                 self._beat = time.monotonic()
                 self._stop.wait(min(1.0, end - time.monotonic()) if end > time.monotonic() else 0)
@@ -224,6 +232,7 @@ class MqttLink:
         """The broker has let us in: from now on commands are taken."""
         if session is self._session:
             self._commands.clear()
+            self._accepted_at = time.monotonic()
             self.connected = True
 
     def up(self, session: _Session, refused: tuple[str, ...]) -> None:

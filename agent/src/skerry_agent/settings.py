@@ -65,9 +65,12 @@ class Hub(_Section, frozen=True, kw_only=True):
     retry_min_s: Annotated[
         float,
         _meta(
-            "The first pause after a loss is random up to this; it doubles. Large fleets need 60 or more.", "s", gt=0
+            "The first pauses after a loss are random up to this, or to more if the hub says that its fleet is large; "
+            "later ones up to how long the outage has lasted.",
+            "s",
+            gt=0,
         ),
-    ] = 2.0
+    ] = 1.0
     retry_max_s: Annotated[
         float, _meta("Longest pause before another attempt; the pause is random up to it (full jitter).", "s", gt=0)
     ] = 60.0

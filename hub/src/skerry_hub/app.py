@@ -24,6 +24,7 @@ from skerry_hub.batch_look import BatchSettings
 from skerry_hub.broker import Broker, parse_url
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
+from skerry_hub.ingest import IngestSettings
 from skerry_hub.lease import Lease
 from skerry_hub.live import Seats
 from skerry_hub.objects import FolderStore, ObjectStore
@@ -205,7 +206,8 @@ class Hub:
             compact_s=settings.samples_every_s,
             compact=CompactSettings(min_rows=settings.samples_min_rows, max_age_s=settings.samples_max_age_s),
         )
-        self.streaming = Streaming(self.db, self.objects, self.bus, self.broker, settings=kept)
+        ingest = IngestSettings(reconnects_per_s=settings.reconnects_per_s)
+        self.streaming = Streaming(self.db, self.objects, self.bus, self.broker, settings=kept, ingest=ingest)
         self.streaming.start()
         if not settings.loopback and is_loopback(parse_url(self.broker.public_url)[0]):
             log.warning(

@@ -30,6 +30,7 @@ from skerry_hub.clock import now_ms
 from skerry_hub.ingest_lanes import Lanes, SpoolKey
 from skerry_hub.ingest_rows import Batch, Item, Patch, Refusal
 from skerry_hub.ingest_sql import Writer, marks_of
+from skerry_hub.rules.hails import spread_s
 from skerry_modules import messages, topics
 from skerry_modules.errors import ResourceError
 
@@ -57,6 +58,7 @@ class IngestSettings(msgspec.Struct, frozen=True, kw_only=True):
     devices_s: float = 2.0  # how long the list of registered devices is trusted
     seen_s: float = 5.0  # how exactly "last seen" is kept
     refusal_s: float = 10.0
+    reconnects_per_s: float = 500.0  # devices that may come back in one second: each ack says how long that takes all
     retry_first_s: float = 0.1
     retry_max_s: float = 5.0
 
@@ -313,13 +315,14 @@ class Ingest:
     def _flush_acks(self, *, everything: bool = False) -> None:
         now = time.monotonic()
         settings = self.settings
+        spread = spread_s(len(self._boots), settings.reconnects_per_s)
         for spool, (count, since) in list(self._acks.items()):
             if not everything and count < settings.ack_messages and now - since < settings.ack_s:
                 continue
             del self._acks[spool]
             device, epoch = spool
             marks = self._lanes.marks(spool)  # a hello asks for some that nothing of this run has loaded
-            ack = messages.Ack(messages.FORMAT, bytes.fromhex(epoch), marks)
+            ack = messages.Ack(messages.FORMAT, bytes.fromhex(epoch), marks, spread_s=spread)
             # One that is lost is made up for: the device sends again and is acknowledged again.
             self._publish(topics.down(device, "ack"), messages.encode(ack))
 

@@ -88,6 +88,11 @@ class Settings:
         120.0, "s", "A device that says nothing for so long loses its part of a batch job to another"
     )
     batch_result_max_bytes: int = _setting(2_000_000_000, "bytes", "Largest result of one part of a batch job")
+    reconnects_per_s: float = _setting(
+        500.0,
+        "1/s",
+        "Devices that may come back in one second after the broker was away; they are told how long to spread it",
+    )
     device_offline_s: float = _setting(300.0, "s", "A device that said nothing for so long counts as offline")
     samples_every_s: float = _setting(60.0, "s", "How often captured samples are looked at to be written as Parquet")
     samples_min_rows: int = _setting(200, "rows", "Samples of a version and day that are written at once; fewer wait …")

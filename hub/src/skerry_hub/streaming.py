@@ -4,6 +4,7 @@
 * Desired documents are retained, and published again when a device says hello with an older revision, when the hub
   connects anew (the broker may have lost them), and now and then while a device has not reported the newest one: no
   broker's memory is relied on. What is published is read from the database then, so revisions only grow on the wire.
+* Devices that connected before the hub had subscribed are asked to say again what nobody heard (the greeter).
 * The keeper, a thread, does that, prunes old rows, has samples made into Parquet, and counts devices as offline that
   said nothing for long: a broker that dies sends nobody's last will.
 """
@@ -26,9 +27,11 @@ from skerry_hub.broker import Broker
 from skerry_hub.broker.rights import OVERSIZED_TOPIC
 from skerry_hub.clock import now_ms
 from skerry_hub.delivery import Delivery, Rights
+from skerry_hub.greeter import Greeter
 from skerry_hub.ingest import Ingest, IngestSettings
 from skerry_hub.link import Link, LinkSettings
 from skerry_hub.rules.delivery import DeliverySettings
+from skerry_hub.rules.hails import HailSettings
 from skerry_modules import messages, topics
 from skerry_modules.errors import InputError, PeerError
 
@@ -75,6 +78,7 @@ class Streaming:
         link: LinkSettings | None = None,
         ingest: IngestSettings | None = None,
         delivery: DeliverySettings | None = None,
+        hails: HailSettings | None = None,
     ) -> None:
         self.settings = settings or StreamingSettings()
         self._db, self._objects, self._bus = db, objects, bus
@@ -87,6 +91,8 @@ class Streaming:
             settings=link,
         )
         self.ingest = Ingest(db, bus, self._publish, on_hello=self._hello, on_room=self.link.wake, settings=ingest)
+        # Without waiting for room: what cannot go now goes at the next look.
+        self.greeter = Greeter(self.link.publish, lambda: self.ingest.backlog, hails)
         self.delivery = Delivery(
             objects, self._publish, Rights(db, objects).size, refuse=self.ingest.refuse, settings=delivery
         )
@@ -109,6 +115,7 @@ class Streaming:
         """Start all threads; returns at once, connecting goes on by itself."""
         self._stopping.clear()
         self.ingest.start()
+        self.greeter.start()
         self.delivery.start()
         self.results.start()
         self.link.start()
@@ -119,6 +126,7 @@ class Streaming:
         """Take what has come, write it, acknowledge it, say goodbye."""
         self._stopping.set()
         self._wake.set()
+        self.greeter.stop()
         self.delivery.stop()
         self.results.stop()
         if self._keeper is not None:
@@ -141,7 +149,7 @@ class Streaming:
 
     # -- in the link's thread: only hand over -------------------------------------------------------------------------
 
-    def _route(self, topic: str, payload: bytes, _retained: bool) -> None:
+    def _route(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic == OVERSIZED_TOPIC:
             self._put_out(msgspec.json.decode(payload))
             return
@@ -151,6 +159,7 @@ class Streaming:
             self.ingest.refuse("", error.code, error.message)
             return
         if parsed.direction == "presence":
+            self.greeter.presence(parsed.device, payload, retained=retained)
             self.ingest.offer(parsed.device, "presence", payload)
         elif parsed.direction != "up":
             return
@@ -162,6 +171,7 @@ class Streaming:
             if parsed.kind == "hello":
                 # Before the wants that follow it: what flew to its old session is gone.
                 self.delivery.reconnected(parsed.device)
+                self.greeter.heard(parsed.device)
             self.ingest.offer(parsed.device, parsed.kind, payload)
 
     def _put_out(self, told: dict[str, Any]) -> None:

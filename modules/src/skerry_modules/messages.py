@@ -366,11 +366,18 @@ class Signed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
-    """The hub's durable marks of one spool: stream → highest number committed."""
+    """The hub's durable marks of one spool: stream → highest number committed.
+
+    ``again``: the hub has come back, and may have missed what was said meanwhile: greet it anew, and send again what
+    it has not acknowledged, without waiting for its silence to tell. ``epoch`` and ``marks`` may be empty then.
+    ``spread_s``: over how long the fleet has to spread itself when it reconnects, in seconds; 0: nothing is said of it.
+    """
 
     v: int
     epoch: bytes
     marks: dict[int, int]
+    again: bool = False
+    spread_s: int = 0
 
 
 class Command(_Map, frozen=True, kw_only=True, omit_defaults=False):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from skerry_agent.rules.reconnect import Reconnect
 from skerry_modules import chunks, messages, topics, trust
 from skerry_modules.errors import PeerError
 from skerry_modules.histogram import Histogram, latency_quantiles
@@ -22,6 +23,8 @@ KEEPALIVE_S: Final = 60
 REPORT_CHUNKS: Final = 32
 REPORT_S: Final = 0.5
 QUIET_S: Final = 3.0
+RETRY_FIRST_S: Final = 1.0
+RETRY_MAX_S: Final = 60.0
 JITTER_S: Final = 0.2
 PRETENDED: Final = ("verify", "load", "golden", "warm")
 
@@ -45,7 +48,8 @@ class LightDevice:
         self._connection: Connection | None = None
         self._reader = packets.Reader()
         self._packet_id = 0
-        self._backoff = 0.5
+        self._reconnect = Reconnect(RETRY_FIRST_S, RETRY_MAX_S, self._dice)
+        self._online_at = 0.0
         self._held: set[str] = set()  # objects that are complete and verified
         self._parts: dict[str, int] = {}  # bit sets of what has come of objects under way
         self._fetching: tuple[str, int] | None = None
@@ -69,12 +73,13 @@ class LightDevice:
         self._send(packets.connect(self.name, self.name, self._password, KEEPALIVE_S, will))
 
     def closed(self) -> None:
-        """Come back, with full jitter."""
+        """Come back, as the agent does."""
+        stood = 0.0
         if self.online:
             self._fleet.stats.disconnects += 1
+            stood = time.monotonic() - self._online_at
         self.online, self._connection = False, None
-        self._fleet.after(self._dice.uniform(0, self._backoff), self.connect)
-        self._backoff = min(30.0, self._backoff * 2)
+        self._fleet.after(self._reconnect.pause(stood_s=stood), self.connect)
 
     def cut(self) -> None:
         """Pull the cable: no goodbye."""
@@ -101,10 +106,13 @@ class LightDevice:
 
     def _subscribed(self) -> None:
         """The session stands: say who we are, then send again what was not acknowledged."""
-        self.online, self._backoff = True, 0.5
+        self.online, self._online_at = True, time.monotonic()
         self._fleet.stats.connects += 1
         online = messages.encode(messages.Presence(online=True, boot=self._boot, at=now_ms()))
         self._send(packets.publish(topics.presence(self.name), online, packet_id=self._next_id(), retain=True))
+        self._greet()
+
+    def _greet(self) -> None:
         hello = messages.Hello(
             device=self.name,
             boot=self._boot,
@@ -208,13 +216,20 @@ class LightDevice:
         if topic.direction == "chunk":
             self._chunk(topic.digest, topic.part, message.payload)
         elif topic.kind == "ack":
-            self.spool.acked(messages.decode("ack", message.payload))
-            self.flush()
+            self._acked(messages.decode("ack", message.payload))
         elif topic.kind == "desired" and message.payload:
             self._desired(messages.decode("desired", message.payload))
         elif topic.kind == "command":
             command: messages.Command = messages.decode("command", message.payload)
             self.put("result", messages.Result(command=command.id, ok=True))
+
+    def _acked(self, ack: messages.Ack) -> None:
+        self.spool.acked(ack)
+        self._reconnect.spread_s = float(ack.spread_s) or self._reconnect.spread_s
+        if ack.again:
+            self._fleet.stats.hailed += 1
+            self._greet()
+        self.flush()
 
     def _desired(self, signed: messages.Signed) -> None:
         if self._fleet.trusted:

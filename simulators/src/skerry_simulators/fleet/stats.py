@@ -22,3 +22,4 @@ class Stats(msgspec.Struct):
     promoted: int = 0
     failed: int = 0
     unverified: int = 0
+    hailed: int = 0  # asked by a hub that came back to say again what it may have missed

@@ -170,6 +170,12 @@ class Device:
             self.world.clock.after(self.rng.uniform(2, 15), self.connect, boot)
             return
         self.connected = True
+        self._greet()
+        self.world.network.subscribe_down(self.id)
+        self._say_again()
+
+    def _greet(self) -> None:
+        assert self.brain is not None
         hello = Hello(
             device=self.id,
             boot=f"b{self.boots}",
@@ -179,7 +185,8 @@ class Device:
             revision=self.brain.revision,
         )
         self.world.network.up(self.id, "hello", messages.encode(hello))
-        self.world.network.subscribe_down(self.id)
+
+    def _say_again(self) -> None:
         self.policy.connected(self.mono)
         self.feed(fx.Connected())
         self.pump()
@@ -460,6 +467,9 @@ class Device:
             self.pump()
 
     def _acked(self, ack: Ack) -> None:
+        if ack.again and self.connected:
+            self._greet()
+            self._say_again()
         if ack.epoch != self.epoch:
             return
         acked = self.policy.acked(ack.marks, self.mono)

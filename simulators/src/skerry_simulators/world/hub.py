@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from skerry_hub.greeter import HAIL
 from skerry_hub.rules import marks
 from skerry_hub.rules import rollout as rules
 from skerry_hub.rules.delivery import Planner
@@ -93,6 +94,8 @@ class Hub:
         self._start()
         for device in self.db.documents:
             self.publish_desired(device)
+        for device in sorted(self.db.online):  # who is not there any more does not hear it
+            self._world.network.down(device, "ack", HAIL)
 
     def _guarded(self, life: int, action: Any, *arguments: Any) -> None:
         if self.up and life == self._life:
