@@ -7,11 +7,15 @@ import json
 import stat
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
 
+from skerry.cli.app import app
 from skerry.client import Client
 from skerry_modules import messages, package, topics
 from skerry_modules.trust import SigningKey
@@ -328,6 +332,23 @@ def test_wire_decode_reads_files_and_topics(tmp_path: Path, run: Run) -> None:
     assert "[message.malformed]" in run("wire", "decode", "--kind", "ack", path, code=3).err
     assert "give TOPIC and FILE" in run("wire", "decode", path, code=2).err
     assert "cannot read the payload" in run("wire", "decode", "--kind", "ack", "nowhere", code=2).err
+
+
+def _commands(group: Any, path: str = "skerry") -> Iterator[tuple[str, Any]]:
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from _commands(command, f"{path} {name}")
+
+
+def test_no_help_text_is_lost_as_markup() -> None:
+    """Rich takes ``[default: x]`` for a style of its own, and shows nothing, unless its bracket is escaped."""
+    lost = []
+    for path, command in _commands(typer.main.get_command(app)):
+        for told in (command.help, *(getattr(option, "help", "") for option in command.params)):
+            written = (told or "").replace("\\[", "[")
+            if Text.from_markup(told or "").plain != written:
+                lost.append(f"{path}: {told}")
+    assert lost == []
 
 
 def test_a_hub_that_is_away_says_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,10 @@ def _why_setting(chosen: Measurement, best: Measurement, count: int, near: int, 
         return f"{name}: the only way to run it that was measured"
     p99 = _ms(chosen.p99_low_us)
     if chosen is best:
-        others = "no other is" if near == 1 else f"the {near - 1} others take more CPU that are"
-        return f"{name}: its p99 of {p99} is the best of {count}; {others} within {tolerance:.0%} of it"
+        others = {1: "no other is", 2: "the other one"}.get(near, f"the {near - 1} others")
+        within = f"{others} within {tolerance:.0%} of it"
+        took = "" if near == 1 else " takes more CPU" if near == 2 else " take more CPU"
+        return f"{name}: its p99 of {p99} is the best of {count}; {within}{took}"
     fastest = f"{_ms(best.p99_low_us)} of {best.setting.engine} with {_threads(best.setting.threads)}"
     return (
         f"{name}: p99 {p99}, within {tolerance:.0%} of the best, {fastest}; of the {near} of {count} within that, it "

@@ -70,7 +70,7 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     url: Annotated[
-        str, typer.Option("--url", envvar="SKERRY_URL", help="The hub. [default: http://127.0.0.1:8420]")
+        str, typer.Option("--url", envvar="SKERRY_URL", help="The hub. \\[default: http://127.0.0.1:8420]")
     ] = "",
     token: Annotated[
         str, typer.Option("--token", envvar="SKERRY_TOKEN", help="The hub's token.", show_envvar=True)
@@ -91,12 +91,12 @@ def init(
         Path, typer.Argument(metavar="[DIR|MODEL]", help="The module's folder, made if need be; or the model itself.")
     ] = Path(),
     model: Annotated[
-        Path | None, typer.Option("--from", help="Model: .onnx, or OpenVINO's .xml. [default: the one in DIR]")
+        Path | None, typer.Option("--from", help="Model: .onnx, or OpenVINO's .xml. \\[default: the one in DIR]")
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="The module's name. [default: the file's]")] = "",
-    engine: Annotated[str, typer.Option("--engine", help="onnx or openvino. [default: by the file]")] = "",
+    name: Annotated[str, typer.Option("--name", help="The module's name. \\[default: the file's]")] = "",
+    engine: Annotated[str, typer.Option("--engine", help="onnx or openvino. \\[default: by the file]")] = "",
     golden: Annotated[
-        Path | None, typer.Option("--golden", help="Inputs to prove devices with (.npz). [default: generated]")
+        Path | None, typer.Option("--golden", help="Inputs to prove devices with (.npz). \\[default: generated]")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of generated inputs.")] = 0,
     json: Json = False,
@@ -132,10 +132,10 @@ def deploy(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A model (.onnx, .xml), a module's folder, or a package (.skerry).")],
     to: rollouts.Target,
-    name: Annotated[str, typer.Option("--name", help="The module's name. [default: the file's]")] = "",
-    engine: Annotated[str, typer.Option("--engine", help="onnx or openvino. [default: by the file]")] = "",
+    name: Annotated[str, typer.Option("--name", help="The module's name. \\[default: the file's]")] = "",
+    engine: Annotated[str, typer.Option("--engine", help="onnx or openvino. \\[default: by the file]")] = "",
     golden: Annotated[
-        Path | None, typer.Option("--golden", help="Inputs to prove devices with (.npz). [default: generated]")
+        Path | None, typer.Option("--golden", help="Inputs to prove devices with (.npz). \\[default: generated]")
     ] = None,
     waves: rollouts.Waves = "",
     soak: rollouts.Soak = None,

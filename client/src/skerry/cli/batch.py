@@ -36,7 +36,9 @@ def start(
     device_input: Annotated[
         str, typer.Option("--device-input", metavar="PATH", help="Instead: what lies at this path on each device.")
     ] = "",
-    columns: Annotated[str, typer.Option(metavar="A,B", help="The input's columns in order. [default: by name]")] = "",
+    columns: Annotated[
+        str, typer.Option(metavar="A,B", help="The input's columns in order. \\[default: by name]")
+    ] = "",
     keep: Annotated[str, typer.Option(metavar="A,B", help="Columns that go beside the scores, as an id.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Rows of one request at most.")] = 1024,
     part_rows: Annotated[int, typer.Option("--part-rows", min=1, help="Rows that a kill may cost.")] = 2000,

@@ -23,21 +23,21 @@ Source = Annotated[
     Path, typer.Argument(help="A module's folder or package, .onnx, .pkl or .joblib (scikit-learn), .pt2 (torch).")
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The new module's folder. [default: NAME-ENGINE-PRECISION]")
+    Path | None, typer.Option("--out", "-o", help="The new module's folder. \\[default: NAME-ENGINE-PRECISION]")
 ]
 To = Annotated[str, typer.Option("--to", help="The engine: onnx, or openvino (writes OpenVINO IR).")]
 PrecisionName = Annotated[str, typer.Option("--precision", help="f32, f16, int8-static or int8-dynamic.")]
-Name = Annotated[str, typer.Option("--name", help="The new module's name. [default: the original's]")]
+Name = Annotated[str, typer.Option("--name", help="The new module's name. \\[default: the original's]")]
 SampleFiles = Annotated[
     list[Path], typer.Option("--samples", help=".npz, .parquet or a folder of them, to judge with; may be repeated.")
 ]
 CalibrationFiles = Annotated[
     list[Path],
-    typer.Option("--calibration", help="As --samples, for int8-static. [default: every other one of --samples]"),
+    typer.Option("--calibration", help="As --samples, for int8-static. \\[default: every other one of --samples]"),
 ]
 Labels = Annotated[str, typer.Option("--labels", help="The array of right answers in an .npz.")]
 Argmax = Annotated[
-    list[str], typer.Option("--argmax", help="Output that chooses a class, or none. [default: all that have scores]")
+    list[str], typer.Option("--argmax", help="Output that chooses a class, or none. \\[default: all that have scores]")
 ]
 Agreement = Annotated[
     float, typer.Option("--min-agreement", min=0, max=1, help="Share of samples that must come out the same.")
@@ -47,7 +47,7 @@ Delta = Annotated[
     typer.Option(
         "--max-delta",
         min=0,
-        help="Largest |Δ| of any float output. [default: 0.001 for f32, 0.01 for f16, 0.1 for int8, times the "
+        help="Largest |Δ| of any float output. \\[default: 0.001 for f32, 0.01 for f16, 0.1 for int8, times the "
         "output's spread where that is below 1]",
     ),
 ]

@@ -54,7 +54,7 @@ def add(
     tag: TagList = [],
     description: Annotated[str, typer.Option("--description")] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Agent configuration to write. [default: DEVICE.toml]")
+        Path | None, typer.Option("--out", "-o", help="Agent configuration to write. \\[default: DEVICE.toml]")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -81,7 +81,7 @@ def renew_password(
     context: typer.Context,
     device: Id,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Agent configuration to write. [default: DEVICE.toml]")
+        Path | None, typer.Option("--out", "-o", help="Agent configuration to write. \\[default: DEVICE.toml]")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -25,7 +25,7 @@ def set_endpoint(
     split: Annotated[
         list[str], typer.Option("--split", "-s", help="NAME:VERSION=PERCENT that answer, comma-separated or repeated.")
     ],
-    to: Annotated[str, typer.Option("--to", help="Devices: TagName=TagValue,… or *. [default: as it is]")] = "",
+    to: Annotated[str, typer.Option("--to", help="Devices: TagName=TagValue,… or *. \\[default: as it is]")] = "",
     shadow: Annotated[
         list[str] | None,
         typer.Option("--shadow", help="NAME:VERSION[=PERCENT] that score copies, and never answer."),
@@ -46,7 +46,7 @@ def set_endpoint(
     if json:
         output.emit(found)
         return
-    output.say(f"{name} is {_text(found.split)} on {found.devices} devices")
+    output.say(f"{name} is {_text(found.split)} on {found.devices} device{'' if found.devices == 1 else 's'}")
     _say_unschedulable(found)
 
 
@@ -113,7 +113,7 @@ def back(context: typer.Context, name: Name, reason: Reason = "", json: Json = F
     if json:
         output.emit(found)
     else:
-        output.say(f"{name} is {_text(found.split)} again on {found.devices} devices")
+        output.say(f"{name} is {_text(found.split)} again on {found.devices} device{'' if found.devices == 1 else 's'}")
 
 
 @app.command()

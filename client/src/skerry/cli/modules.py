@@ -29,7 +29,7 @@ def pack(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The module's folder, with its module.toml.")] = Path(),
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Package file to write. [default: NAME.skerry]")
+        Path | None, typer.Option("--out", "-o", help="Package file to write. \\[default: NAME.skerry]")
     ] = None,
     key: KeyName = "",
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Do not sign; no hub will take it.")] = False,
@@ -73,7 +73,7 @@ def sign(
     path: Package,
     key: KeyName = "",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. [default: the package itself]")
+        Path | None, typer.Option("--out", "-o", help="File to write. \\[default: the package itself]")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -90,7 +90,7 @@ def verify(
     path: Package,
     trust: Annotated[
         list[str] | None,
-        typer.Option("--trust", help="Public key (text, .pub file or name) to trust. [default: the keys here]"),
+        typer.Option("--trust", help="Public key (text, .pub file or name) to trust. \\[default: the keys here]"),
     ] = None,
     json: Json = False,
 ) -> None:

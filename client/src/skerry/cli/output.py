@@ -27,7 +27,7 @@ EXIT_CODES: Final = {"input": 2, "peer": 3, "resource": 4, "bug": 70}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Reason = Annotated[str, typer.Option("--reason", "-m", help="Why, for the record.")]
 TagList = Annotated[list[str], typer.Option("--tag", "-t", help="TagName=TagValue; may be repeated.")]
-KeyName = Annotated[str, typer.Option("--key", "-k", help="Signing key: a name or a file. [env: SKERRY_KEY]")]
+KeyName = Annotated[str, typer.Option("--key", "-k", help="Signing key: a name or a file. \\[env: SKERRY_KEY]")]
 
 out: Final = Console(highlight=False)
 err: Final = Console(stderr=True, highlight=False)

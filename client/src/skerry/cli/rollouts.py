@@ -27,18 +27,18 @@ Id = Annotated[int, typer.Argument(help="The rollout's number.", metavar="ROLLOU
 Version = Annotated[str, typer.Argument(help="NAME:VERSION; NAME alone is the newest.", metavar="VERSION")]
 Target = Annotated[str, typer.Option("--to", help="Devices: TagName=TagValue,… or '*' for all.")]
 Waves = Annotated[
-    str, typer.Option("--waves", help="Devices or shares so far, as 1,25%,100%. [default: one canary, then the rest]")
+    str, typer.Option("--waves", help="Devices or shares so far, as 1,25%,100%. \\[default: one canary, then the rest]")
 ]
 Soak = Annotated[float | None, typer.Option("--soak", help="Seconds under live traffic before a device is proven.")]
 Pause = Annotated[float | None, typer.Option("--wave-pause", help="Seconds between two waves.")]
 Threshold = Annotated[
-    float | None, typer.Option("--failure-threshold", help="Share of a wave that may fail, 0 to 1. [default: 0]")
+    float | None, typer.Option("--failure-threshold", help="Share of a wave that may fail, 0 to 1. \\[default: 0]")
 ]
 Timeout = Annotated[
     float | None, typer.Option("--device-timeout", help="Seconds that an online device has to prove it.")
 ]
 Away = Annotated[float | None, typer.Option("--offline-timeout", help="Seconds to wait for a device that is away.")]
-OnFailure = Annotated[str | None, typer.Option("--on-failure", help="rollback, or stop. [default: rollback]")]
+OnFailure = Annotated[str | None, typer.Option("--on-failure", help="rollback, or stop. \\[default: rollback]")]
 Watch = Annotated[bool, typer.Option("--watch/--no-watch", help="Watch it to its end; the exit code says how it went.")]
 
 
