@@ -242,6 +242,23 @@ def test_a_device_is_added_with_a_config_that_only_its_owner_reads(hub: Client, 
     assert "[device.unknown]" in run("devices", "show", name, code=2).err
 
 
+def test_a_version_is_wanted_on_one_device_and_taken_off_again(
+    hub: Client, registered: str, name: str, run: Run
+) -> None:
+    device, model = f"one-{name}", registered.partition(":")[0]
+    run("devices", "add", device, "-p", "generic-x86_64")
+    assert f"is to run {registered}" in run("devices", "assign", device, registered, "--soak", "2").err
+    (wanted,) = hub.device_modules(device).wanted
+    assert (wanted.module, wanted.version, wanted.soak_s, wanted.rollout) == (model, 1, 2.0, None)
+    assert "no such version" in run("devices", "assign", device, f"{model}:9", code=2).err
+    said = run("devices", "unassign", device, "other", "--yes", code=2).err
+    assert f"wanted are: {registered}" in said
+    left = run("devices", "unassign", device, model, "--yes", "-m", "done with it", "--json").json
+    assert (left["wanted"], left["revision"] > 1) == ([], True)
+    assert hub.device_modules(device).wanted == ()
+    assert [entry.action for entry in hub.audit(subject=device)][:2] == ["device.unassign", "device.assign"]
+
+
 def test_wrong_devices_are_refused(hub: Client, run: Run) -> None:
     assert "[device.invalid_id]" in run("devices", "add", "Gate 7", "-p", "generic-x86_64", "-o", "x", code=2).err
     assert "[profile.unknown]" in run("devices", "add", "gate-7", "-p", "toaster", "-o", "x", code=2).err

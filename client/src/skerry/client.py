@@ -42,6 +42,7 @@ from skerry.types import (
     TelemetryReport,
     Version,
     VersionDetail,
+    Wishes,
 )
 from skerry_modules import package
 from skerry_modules.measurement import ModuleProfile, to_builtins
@@ -233,6 +234,16 @@ class Client(BatchCalls):
 
     def device_modules(self, device: str) -> Modules:
         return self._get(f"devices/{part_of(device)}/modules", Modules)
+
+    def assign_module(self, device: str, name: str, version: int, *, soak_s: float = 0.0, reason: str = "") -> Wishes:
+        """Want a version on one device, outside any rollout. Asked again, a device that gave up tries again."""
+        body = {"version": version, "soak_s": soak_s, "reason": reason}
+        return self._send("PUT", f"devices/{part_of(device)}/modules/{part_of(name)}", Wishes, json=body)
+
+    def unassign_module(self, device: str, name: str, *, reason: str = "") -> Wishes:
+        """Want no version of a module on one device any more; what only it used goes with it there."""
+        query = {"reason": reason}
+        return self._send("DELETE", f"devices/{part_of(device)}/modules/{part_of(name)}", Wishes, params=query)
 
     def health(self, device: str, *, limit: int = 100) -> list[HealthReport]:
         return list(self._list(f"devices/{part_of(device)}/health", HealthReport, limit=limit))

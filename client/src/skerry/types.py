@@ -168,6 +168,13 @@ class Wanted(_Answer, frozen=True, kw_only=True):
     at: int = 0
 
 
+class Wishes(_Answer, frozen=True, kw_only=True):
+    """All that the hub wants a device to run, as of a revision."""
+
+    revision: int
+    wanted: tuple[Wanted, ...] = ()
+
+
 class Device(_Answer, frozen=True, kw_only=True):
     id: str
     profile: str

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from skerry import deploying
 from skerry.cli import output
-from skerry.cli.context import hub
-from skerry.cli.models import change_tags
+from skerry.cli.context import hub, parse_version
+from skerry.cli.models import VersionName, change_tags
 from skerry.cli.output import Json, Reason, TagList
 from skerry.types import Device
 from skerry_modules.errors import InputError
 
-app = typer.Typer(help="Add, show, tag and remove devices.", no_args_is_help=True)
+app = typer.Typer(help="Add, show, tag and remove devices, and say what one of them is to run.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(help="The device's id.", metavar="DEVICE")]
 
@@ -144,6 +144,53 @@ def tag(
         output.emit(changed)
     else:
         output.say(f"{device} has the tags {output.tags_text(changed.tags) or 'none'}")
+
+
+@app.command()
+def assign(
+    context: typer.Context,
+    device: Id,
+    version: VersionName,
+    soak: Annotated[float, typer.Option("--soak", help="Seconds under live traffic before it is proven.")] = 0.0,
+    reason: Reason = "",
+    json: Json = False,
+) -> None:
+    """Want a version on one device, outside any rollout; one that gave it up tries again.
+
+    For more than one device there are rollouts: they stop where it fails.
+    """
+    name, number = parse_version(version)
+    with hub(context) as client:
+        found = client.assign_module(device, name, number, soak_s=soak, reason=reason)
+    if json:
+        output.emit(found)
+    else:
+        output.say(f"{device} is to run {name}:{number}; how it fares: skerry devices show {device}")
+
+
+@app.command()
+def unassign(
+    context: typer.Context,
+    device: Id,
+    module: Annotated[str, typer.Argument(help="The module's name.", metavar="NAME")],
+    reason: Reason = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Take a module off one device. Versions that stand behind an endpoint there stay."""
+    with hub(context) as client:
+        wanted = {one.module: one.version for one in client.device_modules(device).wanted}
+        if module not in wanted:
+            here = ", ".join(f"{name}:{version}" for name, version in wanted.items()) or "none"
+            raise InputError(
+                "module.unknown", f"cannot take {module!r} off {device}: it is not wanted there; wanted are: {here}"
+            )
+        output.confirm(f"Take {module}:{wanted[module]} off {device}? It stops serving there.", yes=yes)
+        found = client.unassign_module(device, module, reason=reason)
+    if json:
+        output.emit(found)
+    else:
+        output.say(f"{device} is to run no {module} any more")
 
 
 @app.command()
