@@ -5,6 +5,9 @@ are asked in JSON, which all of them speak: the Open Inference Protocol where th
 Only one is asked at a time, in short turns, while the processes of the others are stopped: some are never idle. Each
 peer lives in an environment of its own under a cache folder (``$XDG_CACHE_HOME/skerry-bench``), made at the first run;
 one that cannot be installed is left out, and said so.
+
+Two rows beside them have no bar: ours asked with binary tensors, its usual way, which the others do not take over HTTP;
+and a bare ``session.run`` of the larger model in the same turns, which is what no server can go below.
 """
 
 from __future__ import annotations
@@ -64,6 +67,9 @@ def run() -> list[dict[str, Any]]:
         _figure("peers.tiny.p50", tiny, "p50", 1e6, "us p50", 1 / 3),
         _figure("peers.tiny.rate", tiny, "rate", 1, "requests/s", 7.0),
         _figure("peers.medium.p50", medium, "p50", 1e6, "us p50", 1 / 1.3),
+        _beside("peers.tiny.p50-binary", tiny, "binary"),
+        _beside("peers.medium.p50-binary", medium, "binary"),
+        _beside("peers.medium.bare", medium, "bare"),
         _figure("peers.memory", tiny, "pss", 1, "MB PSS", 1.0),
         _figure("peers.start", tiny, "start", 1, "s from exec to a score", 1.0),
     ]
@@ -86,6 +92,21 @@ def _figure(
         "ratio": round(ratio, 3),
         "bar": round(bar, 3),
         "ok": ratio >= bar if more else ratio <= bar,
+    }
+
+
+def _beside(name: str, found: dict[str, dict[str, float]], what: str) -> dict[str, Any]:
+    """What ours could do otherwise, or the model alone, against the best peer's p50: told, not judged."""
+    best = min((server for server in found if server != OURS), key=lambda server: found[server]["p50"])
+    value, limit = found[OURS][what] * 1e6, found[best]["p50"] * 1e6
+    return {
+        "name": name,
+        "value": round(value, 2),
+        "unit": f"us p50; limit: {best}",
+        "limit": round(limit, 2),
+        "ratio": round(value / limit, 3),
+        "bar": None,
+        "ok": True,
     }
 
 
@@ -280,7 +301,7 @@ class Connection:
         if end < 0:
             return 0
         head = self._data[:end].lower()
-        start = head.index(b"content-length: ") + 16
+        start = head.index(b"\r\ncontent-length: ") + 18
         stop = head.find(b"\r\n", start)
         length = int(head[start : stop if stop >= 0 else end])
         if len(self._data) < end + 4 + length:
@@ -304,24 +325,51 @@ def measure(key: str, model: _models.Model, homes: dict[str, Path], folder: Path
         for server in up:
             settle(server)
         pss = {server.name: server.pss() for server in up}
+        ours = next(server for server in up if server.name == OURS)
+        binary = _client.request(key, "x", model.example)
+        run_bare = bare(model)
+        beside: dict[str, list[float]] = {"binary": [], "bare": []}
         for server in up:
             server.stop()
         for turn in range(turns):
             for server in up if turn % 2 else reversed(up):
                 server.go_on()
                 time.sleep(AWAKE_S)
-                times[server.name] += one_by_one(server, block)
+                times[server.name] += one_by_one(server, server.request, block)
                 rates[server.name].append(rate(server, seconds))
+                if server is ours:
+                    beside["binary"] += one_by_one(server, binary, block)
                 server.stop()
+            beside["bare"] += run_bare(block)
         return {
             server.name: {
                 "p50": statistics.median(times[server.name]),
                 "rate": statistics.median(rates[server.name]),
                 "pss": pss[server.name],
                 "start": server.start,
+                **({what: statistics.median(found) for what, found in beside.items()} if server is ours else {}),
             }
             for server in up
         }
+
+
+def bare(model: _models.Model) -> Callable[[int], list[float]]:
+    """Times the model alone in this process, one thread as all servers have."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model.folder / "model.onnx"), options, ["CPUExecutionProvider"])
+
+    def take(count: int) -> list[float]:
+        found = []
+        for _ in range(count + 5):
+            began = time.perf_counter()
+            session.run(None, {"x": model.example})
+            found.append(time.perf_counter() - began)
+        return found[5:]
+
+    return take
 
 
 def settle(server: Server) -> None:
@@ -337,12 +385,12 @@ def settle(server: Server) -> None:
             return
 
 
-def one_by_one(server: Server, count: int) -> list[float]:
+def one_by_one(server: Server, request: bytes, count: int) -> list[float]:
     connection = Connection(server.port)
     found = []
     for _ in range(count + 5):
         began = time.perf_counter()
-        connection.sock.sendall(server.request)
+        connection.sock.sendall(request)
         status = connection.wait()
         found.append(time.perf_counter() - began)
         assert status == 200, (server.name, status)
