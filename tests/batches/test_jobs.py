@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from skerry_modules.errors import SkerryError
+from support.disks import small_disk
 from support.processes import stop, wait_until
 
 from .world import World, table
@@ -193,6 +196,51 @@ def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: P
     found = scores(tmp_path / f"batch-{job}.parquet")
     assert found["row"] == list(range(1600)), "each row once"
     np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["hub", "id=dev-1"])
+def test_a_kill_of_the_process_that_scores_only_delays(world: World, tmp_path: Path, where: str) -> None:
+    expected = table(tmp_path / "in.csv", 600)
+    upload = world.client.upload_batch_input(tmp_path / "in.csv")
+    parent = world.hub if where == "hub" else world.agents["dev-1"]
+    assert parent is not None
+    job = world.client.start_batch("slow", where, upload=upload, keep=["id"], part_rows=100, rows=20, input="in.csv").id
+
+    def scoring() -> psutil.Process | None:
+        children = psutil.Process(parent.pid).children(recursive=True)
+        return next((one for one in children if _is_batch(one)), None)
+
+    wait_until(lambda: world.client.batch(job).progress > 0.1, what="some rows")
+    wait_until(lambda: (found := scoring()) is not None and found.kill() is None, what="the process to be killed")
+    ended = world.wait_for(job, "done", "failed")
+    assert (ended.state, ended.scored, ended.errors) == ("done", 600, 0)
+    assert max(part.attempts for part in world.client.batch_parts(job)) == 2
+    world.client.fetch_batch(job, tmp_path)
+    found = scores(tmp_path / f"batch-{job}.parquet")
+    assert found["row"] == list(range(600)), "each row once"
+    np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
+
+
+def _is_batch(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "--lines" in process.cmdline()
+    return False
+
+
+def test_a_device_with_a_full_disk_leaves_its_parts_to_others_and_serves_on(world: World, tmp_path: Path) -> None:
+    expected = table(tmp_path / "in.csv", 400)
+    work = world.state("dev-1") / "batch"
+    with small_disk(work, 512):
+        for name in ("work", "objects", "partial"):
+            (work / name).mkdir()
+        job = world.score(tmp_path / "in.csv", "*", part_rows=200)
+        assert (job.state, job.scored, job.errors) == ("done", 400, 0)
+        assert {part.device for part in world.client.batch_parts(job.id)} == {"dev-2"}
+        told = {event.code: event.message for event in world.client.events(device="dev-1", limit=20)}
+        assert "are kept in reserve; free some space" in told["resource.no_space"]
+        assert not list(work.glob("work/*")), "what cannot go on takes no room"
+        assert world.answers("dev-1")
+    np.testing.assert_allclose(scores(tmp_path / f"batch-{job.id}.parquet")["y"], expected, rtol=1e-5)
 
 
 def test_a_cancelled_job_ends_on_the_devices_too(world: World, tmp_path: Path) -> None:

@@ -102,6 +102,16 @@ def test_what_an_end_means(code: str, only: str, state: PartState, refused: tupl
     assert rules.dooms(after) == (code == "scoring.unknown_input" and not only)
 
 
+def test_where_each_device_has_failed_on_a_part_it_is_tried_again_after_a_pause() -> None:
+    part = Part(number=0)
+    for failures in range(1, LIMITS.failures):
+        part = rules.ended_badly(rules.given(part, "a"), "batch.failed", "killed", 1000, devices=["a"], limits=LIMITS)
+        assert (part.state, part.failures, part.refused) == (PartState.QUEUED, failures, ())
+        assert part.retry_at > 1000
+    part = rules.ended_badly(rules.given(part, "a"), "batch.failed", "killed", 1000, devices=["a"], limits=LIMITS)
+    assert (part.state, part.code, part.message) == (PartState.FAILED, "batch.failed", "killed")
+
+
 @given(PARTS)
 def test_a_job_ends_when_no_part_is_open(parts: list[Part]) -> None:
     found = rules.ending(parts)

@@ -76,7 +76,7 @@ class BatchCalls(Asking):
 
         Args:
             model: ``NAME:VERSION``, an endpoint, or a module (its newest version).
-            target: a tag query, or ``hub``.
+            target: a tag query (``id=gate-7`` is one device), or ``hub``.
             upload: what :meth:`upload_batch_input` gave; or ``path``: a file or folder on each device.
             wishes: ``input`` (the upload's name), ``columns``, ``keep``, ``rows``, ``part_rows``, ``reason``.
         """

@@ -17,6 +17,7 @@ import pytest
 
 from agent.serving.harness import Running
 from agent.serving.models import linear_module
+from support.disks import resize, small_disk
 from support.processes import wait_until
 
 from .conftest import Command, Start, csv_of, picky
@@ -239,3 +240,22 @@ def test_live_traffic_loses_nothing_beside_a_batch(start: Start, tmp_path: Path)
             thread.join()
     assert (summary["rows"], summary["errors"]) == (3000, 0)
     assert set(statuses) == {200}
+
+
+def test_a_full_disk_ends_it_with_what_is_done_kept(plane: Running, table: Path, tmp_path: Path) -> None:
+    """A real one: 16 KiB, of which each part takes 4."""
+    with small_disk(tmp_path / "disk", 16) as disk:
+        out = disk / "out.parquet"
+        arguments = ("picky", table, "--output", out, "--part-rows", str(PART), "--json")
+        batch = Command(plane)
+        ended = subprocess.run(batch.arguments(*arguments), capture_output=True, text=True, check=False, timeout=60)
+        assert ended.returncode == 1
+        assert "make room, then run it again [resource.no_space]" in ended.stderr
+        assert not out.exists()
+        kept = finished(disk / "out.parquet.batch")
+        assert kept
+        resize(disk, 1024)
+        ended = subprocess.run(batch.arguments(*arguments), capture_output=True, text=True, check=True, timeout=60)
+        summary = json.loads(ended.stdout)
+        assert summary["resumed"] >= (len(kept) - 1) * PART
+        check(summary, out)

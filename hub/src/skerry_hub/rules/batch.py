@@ -4,7 +4,8 @@
   connected and serves the version, and that has not failed on it.
 * A part that was **lost** (the device went silent, restarted, was busy) is given again after a pause, to whoever is
   free; only after ``attempts`` times it counts as failed (``batch.lost``), so that no part can circle for ever.
-* A part that **failed** is tried on other devices, ``failures`` times in all. What is wrong with the job itself (a
+* A part that **failed** is tried on other devices first, ``failures`` times in all, after a pause where each has
+  failed on it: that may pass, as a process that was killed. What is wrong with the job itself (a
   column that is missing) would fail everywhere: it ends the job at once, unless each device has an input of its own.
 
 Does not handle: leases (the driver ends silent commands as ``command.no_answer``), results (a part is done once, by
@@ -131,8 +132,8 @@ def ended_badly(part: Part, code: str, message: str, now: int, *, devices: Seque
     if part.only:  # nobody else has its input
         return msgspec.structs.replace(again, failures=failures)
     refused = (*part.refused, part.device)
-    if all(device in refused for device in devices):
-        return msgspec.structs.replace(failed, failures=failures, refused=refused)
+    if all(device in refused for device in devices):  # a killed process or a full disk may pass: one more round
+        return msgspec.structs.replace(again, failures=failures, refused=())
     return msgspec.structs.replace(again, failures=failures, refused=refused, retry_at=now)
 
 
