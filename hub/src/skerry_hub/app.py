@@ -19,8 +19,8 @@ from sqlmodel import Session
 
 from skerry_hub import broker as brokers
 from skerry_hub import desired, devices, keys, registry
-from skerry_hub.batch_engine import BatchEngine
-from skerry_hub.batch_look import BatchSettings
+from skerry_hub.batch.engine import BatchEngine
+from skerry_hub.batch.look import BatchSettings
 from skerry_hub.broker import Broker, parse_url
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database

@@ -1,4 +1,4 @@
-"""Batch jobs as people see them: begin one, look at it, cancel it. What drives them is :mod:`skerry_hub.batch_engine`.
+"""Batch jobs as people see them: begin one, look at it, cancel it. What drives them is :mod:`skerry_hub.batch.engine`.
 
 Everything that can be known at the start is refused at the start, before a row is written: an unknown version, a
 target that is empty or does not serve the version, an upload that is not whole or lacks a column.

@@ -12,7 +12,8 @@ import msgspec
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, batch_objects, environments, queries
+from skerry_hub import audit, environments, queries
+from skerry_hub.batch import objects as batch_objects
 from skerry_hub.db import Database, add_missing
 from skerry_hub.objects import ObjectStore
 from skerry_hub.queries import TagQuery

@@ -22,7 +22,7 @@ import msgspec
 from sqlalchemy import bindparam, text
 
 from skerry_hub import commands, desired, samples
-from skerry_hub.batch_results import BatchResults
+from skerry_hub.batch.results import BatchResults
 from skerry_hub.broker import Broker
 from skerry_hub.broker.rights import OVERSIZED_TOPIC
 from skerry_hub.clock import now_ms

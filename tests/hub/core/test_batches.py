@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from sqlmodel import col, select
 
-from skerry_hub import batch_input, batches, commands, devices, registry
-from skerry_hub.batch_engine import BatchEngine
-from skerry_hub.batch_look import BatchSettings
-from skerry_hub.batch_results import BatchResults
+from skerry_hub import batches, commands, devices, registry
+from skerry_hub.batch import inputs as batch_inputs
+from skerry_hub.batch.engine import BatchEngine
+from skerry_hub.batch.look import BatchSettings
+from skerry_hub.batch.results import BatchResults
 from skerry_hub.batches import NewBatch
 from skerry_hub.bus import Bus
 from skerry_hub.clock import now_ms
@@ -270,23 +271,23 @@ def test_a_half_sent_result_goes_on_after_the_hub_was_killed(hub: Hub, tmp_path:
 
 
 def test_a_missing_column_and_a_missing_piece_begin_nothing(hub: Hub) -> None:
-    upload = batch_input.read_list(hub.objects, hub.upload())
+    upload = batch_inputs.read_list(hub.objects, hub.upload())
     with hub.db.read() as session:
         version = registry.get_version(session, "digits", 1)
-    manifest = msgspec.json.decode(version.manifest, type=batch_input.Manifest)
-    batch_input.check(hub.objects, upload, manifest, (), ("id",))
+    manifest = msgspec.json.decode(version.manifest, type=batch_inputs.Manifest)
+    batch_inputs.check(hub.objects, upload, manifest, (), ("id",))
     with pytest.raises(InputError, match="cannot find the column 'z'"):
-        batch_input.check(hub.objects, upload, manifest, (), ("z",))
+        batch_inputs.check(hub.objects, upload, manifest, (), ("z",))
     broken = msgspec.structs.replace(upload.files[0], pieces=(*upload.files[0].pieces, "0" * 64))
     listed = hub.objects.put_bytes(msgspec.json.encode(InputList(kind="table", files=(broken,))))
     with pytest.raises(InputError, match="is not all there"):
-        batch_input.read_list(hub.objects, listed)
+        batch_inputs.read_list(hub.objects, listed)
 
 
 def test_pieces_read_as_one_file(objects: FolderStore) -> None:
     data = bytes(range(256)) * 20
     pieces = [objects.put_bytes(data[start : start + 700]) for start in range(0, len(data), 700)]
-    with batch_input.Joined(objects, pieces) as joined:
+    with batch_inputs.Joined(objects, pieces) as joined:
         file = io.BufferedReader(joined, 64)
         assert file.read() == data
         for at in (0, 699, 700, 5000):

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from skerry_hub import batch_input, batches, registry
+from skerry_hub import batches, registry
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_number
+from skerry_hub.batch import inputs as batch_inputs
 from skerry_hub.batches import HUB, NewBatch, Share
 from skerry_hub.clock import now_ms
 from skerry_hub.rules.batch import JobState
@@ -177,7 +178,7 @@ def start_batch(hub: HubOf, actor: Actor, body: NewBatchBody) -> BatchDetail:
 
 def _check(hub: HubOf, wish: NewBatch, manifest: Manifest) -> None:
     if wish.target == HUB:
-        from skerry_hub.batch_here import find_program
+        from skerry_hub.batch.here import find_program
 
         find_program()
         if manifest.environment.given:
@@ -186,8 +187,8 @@ def _check(hub: HubOf, wish: NewBatch, manifest: Manifest) -> None:
                 f"cannot score {manifest.name} on the hub: it brings an environment, which devices build; name devices",
             )
     if wish.upload:
-        upload = batch_input.read_list(hub.objects, wish.upload)
-        batch_input.check(hub.objects, upload, manifest, wish.columns, wish.keep)
+        upload = batch_inputs.read_list(hub.objects, wish.upload)
+        batch_inputs.check(hub.objects, upload, manifest, wish.columns, wish.keep)
 
 
 @router.get("/batches")

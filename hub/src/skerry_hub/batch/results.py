@@ -25,7 +25,7 @@ import msgspec
 from sqlmodel import Session
 
 from skerry_hub import commands, registry
-from skerry_hub.batch_merge import Counted, count
+from skerry_hub.batch.merge import Counted, count
 from skerry_hub.batches import names_of
 from skerry_hub.clock import now_ms
 from skerry_hub.rules.batch import ACTIVE, OPEN, PartState

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from skerry_hub import batch_input, registry
-from skerry_hub.batch_merge import count
-from skerry_hub.batch_results import Result, manifest_of
+from skerry_hub import registry
+from skerry_hub.batch import inputs as batch_inputs
+from skerry_hub.batch.merge import count
+from skerry_hub.batch.results import Result, manifest_of
 from skerry_hub.batches import HUB, names_of
 from skerry_hub.tables import BatchRow
 from skerry_modules import package
@@ -103,8 +104,8 @@ class Here:
                     target.writelines(blocks)
                 package.unpack(file, Path(temporary) / "module")
                 (Path(temporary) / "module").rename(module)
-        return batch_input.lay_out(
-            self._objects, batch_input.read_list(self._objects, row.upload), self._folder / "input"
+        return batch_inputs.lay_out(
+            self._objects, batch_inputs.read_list(self._objects, row.upload), self._folder / "input"
         )
 
     def _score(self, program: str, source: Path, result: Path, told: Told) -> None:

@@ -23,11 +23,12 @@ import msgspec
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from skerry_hub import batch_input, batches, commands
-from skerry_hub.batch_here import Here
-from skerry_hub.batch_look import NEVER_S, BatchSettings, Look, part_of, put_part
-from skerry_hub.batch_merge import merge
-from skerry_hub.batch_results import finish, manifest_of
+from skerry_hub import batches, commands
+from skerry_hub.batch import inputs as batch_inputs
+from skerry_hub.batch.here import Here
+from skerry_hub.batch.look import NEVER_S, BatchSettings, Look, part_of, put_part
+from skerry_hub.batch.merge import merge
+from skerry_hub.batch.results import finish, manifest_of
 from skerry_hub.batches import HUB, names_of
 from skerry_hub.clock import now_ms
 from skerry_hub.rules import batch as rules
@@ -272,13 +273,13 @@ class BatchEngine:
             return "", [
                 BatchPart(batch=job, number=number, state=queued, only=device) for number, device in enumerate(devices)
             ]
-        upload = batch_input.read_list(self._objects, row.upload)
-        unit = batch_input.unit_of(upload)
+        upload = batch_inputs.read_list(self._objects, row.upload)
+        unit = batch_inputs.unit_of(upload)
         if row.target == HUB:
             return unit, [BatchPart(batch=job, number=0, state=queued, only=HUB)]
         with self._db.read() as session:
             inputs = manifest_of(session, row).inputs
-        how = batch_input.Cutting(
+        how = batch_inputs.Cutting(
             inputs=inputs,
             chosen=names_of(row.columns),
             kept=names_of(row.keep),
@@ -287,7 +288,7 @@ class BatchEngine:
         )
         parts = [
             BatchPart(batch=job, number=number, state=queued, **msgspec.structs.asdict(one))
-            for number, one in enumerate(batch_input.cut(self._objects, upload, how))
+            for number, one in enumerate(batch_inputs.cut(self._objects, upload, how))
         ]
         if not parts:
             raise InputError("batch.input", "cannot score this upload: it has no rows")
