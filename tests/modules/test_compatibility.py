@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry_modules.compatibility import DeviceFacts, ModelFacts, obstacles, python_fits
+from skerry_modules.compatibility import DeviceFacts, ModelFacts, deciding, obstacles, python_fits
 from skerry_modules.manifest import Manifest, Resources, Targets
 from skerry_modules.profiles import EngineSupport, Limits, Profile
 from skerry_modules.tensors import TensorSpec
@@ -161,3 +161,26 @@ def test_memory_is_an_obstacle_exactly_above_what_is_left(needs: int, used: int)
         change(resources=Resources(memory_mb=needs)), ModelFacts(), PROFILE, DeviceFacts(memory_in_use_mb=used)
     )
     assert bool(found) == (needs > 500 - used)
+
+
+FACTS = st.builds(
+    DeviceFacts,
+    architecture=st.sampled_from(["", "x86_64", "aarch64"]),
+    python=st.sampled_from(["", "3.9.2", "3.13"]),
+    engines=st.sampled_from([{}, {"onnx": "1.31"}, {"pynq": "3"}]),
+    accelerators=st.sampled_from([(), ("cuda",)]),
+    memory_mb=st.integers(0, 10**5),
+    free_disk_mb=st.integers(0, 10**6),
+    memory_in_use_mb=st.integers(0, 600),
+)
+
+
+@given(FACTS, FACTS, st.integers(1, 600))
+def test_devices_that_are_equal_in_what_decides_are_judged_alike(
+    one: DeviceFacts, other: DeviceFacts, needs: int
+) -> None:
+    module = change(resources=Resources(memory_mb=needs, accelerators=("cuda",)), targets=Targets(python=">=3.10"))
+    alike = obstacles(module, ModelFacts(size_bytes=10**9), PROFILE, one)
+    assert obstacles(module, ModelFacts(size_bytes=10**9), PROFILE, deciding(one)) == alike
+    if deciding(one) == deciding(other):
+        assert obstacles(module, ModelFacts(size_bytes=10**9), PROFILE, other) == alike

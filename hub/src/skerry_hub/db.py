@@ -17,9 +17,9 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
@@ -28,6 +28,11 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalErro
 from sqlmodel import Session, SQLModel
 
 from skerry_modules.errors import InputError, ResourceError
+
+IN_MAX: Final = 1000
+"""Values named in one statement: SQLite takes 32,766 at most, and long lists are slow to make."""
+
+T = TypeVar("T")
 
 MIGRATION_LOCK: Final = 0x5CE881  # an advisory lock's number on PostgreSQL: any constant that is ours alone
 
@@ -98,13 +103,34 @@ class Database:
 
 def add_missing(session: Session, table: type[SQLModel], **values: Any) -> bool:
     """Insert a row unless one with its key is there, and say whether it was: of two at once, one did."""
+    target = SQLModel.metadata.tables[str(table.__tablename__)]
+    statement = _insert_of(session)(target).values(**values).on_conflict_do_nothing().returning(*target.primary_key)
+    return session.connection().execute(statement).first() is not None  # drivers disagree on the row count
+
+
+def upsert(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert whole rows, or put them in place of those with their key: one statement for all of them."""
+    if not rows:
+        return
+    target = SQLModel.metadata.tables[str(table.__tablename__)]
+    statement = _insert_of(session)(target)
+    keys = {column.name for column in target.primary_key}
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    session.connection().execute(statement.on_conflict_do_update(index_elements=sorted(keys), set_=changed), rows)
+
+
+def _insert_of(session: Session) -> Any:
+    """The dialect's own INSERT, which knows conflicts."""
     if session.get_bind().dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert  # not needed, and slow to import, on SQLite
     else:
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
-    target = SQLModel.metadata.tables[str(table.__tablename__)]
-    statement = insert(target).values(**values).on_conflict_do_nothing().returning(*target.primary_key)
-    return session.connection().execute(statement).first() is not None  # drivers disagree on the row count
+    return insert
+
+
+def chunked(values: Sequence[T], size: int = IN_MAX) -> Iterator[Sequence[T]]:
+    """Parts of a sequence that a statement can name one by one."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def _parse(url: str) -> URL:

@@ -11,8 +11,8 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import delete
@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 
 from skerry_hub import audit, queries, scheduling
 from skerry_hub.broker import parse_url
-from skerry_hub.db import add_missing
+from skerry_hub.db import add_missing, chunked
 from skerry_hub.queries import TagQuery
 from skerry_hub.rules.rollout import ACTIVE, DeviceStep
 from skerry_hub.settings import is_loopback
@@ -116,6 +116,43 @@ def locked(session: Session, device: str) -> Device:
     return row
 
 
+class Place(NamedTuple):
+    """The columns of a device that decide what it is to have."""
+
+    id: str
+    profile: str
+    facts: str
+    online: bool
+    desired_revision: int
+    reported_revision: int
+
+
+_PLACE: Final = tuple(getattr(Device, name) for name in Place._fields)
+
+
+def locked_all(session: Session, devices: Collection[str]) -> dict[str, Place]:
+    """As :func:`locked`, for many devices: in the order of their ids, so that two who do so wait, and do not deadlock.
+
+    Raises:
+        InputError: ``device.unknown`` names the first that there is not.
+    """
+    session.flush()
+    found: dict[str, Place] = {}
+    for part in chunked(sorted(devices)):
+        statement = select(*_PLACE).where(col(Device.id).in_(part)).order_by(col(Device.id)).with_for_update()
+        found.update((row[0], Place(*row)) for row in session.execute(statement))
+    for device in devices:
+        if device not in found:
+            raise _unknown(device)
+    return found
+
+
+def places(session: Session, query: TagQuery | None = None, *, limit: int = 0) -> list[Place]:
+    """As :func:`find`, without the rows: for rules that look at a whole fleet."""
+    statement = select(*_PLACE).where(queries.device_filter(query or TagQuery())).order_by(col(Device.id))
+    return [Place(*row) for row in session.execute(statement.limit(limit) if limit else statement)]
+
+
 def find(session: Session, query: TagQuery | None = None, *, after: str = "", limit: int = 0) -> Sequence[Device]:
     """Devices that match, by id, after the id ``after``; ``limit`` 0: all of them."""
     statement = select(Device).where(queries.device_filter(query or TagQuery())).order_by(col(Device.id))
@@ -196,7 +233,7 @@ def compatibility_of(session: Session, device: str, version: ModelVersion) -> li
     Raises:
         InputError: ``device.unknown``.
     """
-    return scheduling.obstacles_of(session, [get(session, device)], version)[device]
+    return [*scheduling.obstacles_of(session, [get(session, device)], version)[device]]
 
 
 def _unknown(device: str) -> InputError:

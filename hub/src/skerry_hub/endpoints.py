@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import delete
+from sqlalchemy import delete, insert
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, desired, devices, queries, registry, scheduling
 from skerry_hub.db import add_missing
+from skerry_hub.devices import Place
 from skerry_hub.tables import Device, Endpoint, EndpointDevice
 from skerry_modules.errors import InputError
 from skerry_modules.messages import Route
@@ -102,7 +103,7 @@ def put(
                 f"cannot route {name} to {module}:{version}: no such version; see `skerry models list`",
             )
     query = queries.parse(target)
-    found = devices.find(session, query)
+    found = devices.places(session, query)
     if not found:
         raise _invalid(name, f"no device matches {query}; see `skerry devices list`")
     made = row or _fresh(session, name, now)
@@ -156,8 +157,7 @@ def remove(session: Session, name: str, *, actor: str, reason: str = "", now: in
     session.exec(delete(EndpointDevice).where(col(EndpointDevice.endpoint) == name))
     session.delete(row)
     session.flush()
-    for device in sorted(had):
-        desired.reissue(session, device, now=now)
+    desired.reissue_all(session, sorted(had), now=now)
     audit.record(session, actor=actor, action="endpoint.delete", subject=name, reason=reason, now=now)
     return Changed(None, tuple(had))
 
@@ -171,7 +171,7 @@ def settle(session: Session, device: str, *, now: int) -> bool:
         had = session.get(EndpointDevice, (endpoint.name, device))
         matches = queries.parse(endpoint.target).matches(tags)
         if matches and had is None:
-            changed |= bool(_join(session, endpoint, row))
+            changed |= bool(_join(session, endpoint, [row]))
         elif not matches and had is not None:
             changed |= not had.reason
             session.delete(had)
@@ -235,12 +235,15 @@ def _fresh(session: Session, name: str, now: int) -> Endpoint:
 # -- devices -----------------------------------------------------------------------------------------------------------
 
 
-def _spread(session: Session, endpoint: Endpoint, found: Sequence[Device], now: int) -> tuple[str, ...]:
+def _spread(session: Session, endpoint: Endpoint, found: Sequence[Place], now: int) -> tuple[str, ...]:
     """Bring the endpoint to the devices, and away from others; the devices whose documents changed."""
-    had = {one.device: one.reason for one in devices_of(session, [endpoint.name])[endpoint.name]}
+    before = select(col(EndpointDevice.device)).where(
+        col(EndpointDevice.endpoint) == endpoint.name, col(EndpointDevice.reason) == ""
+    )
+    had = set(session.exec(before))
     session.exec(delete(EndpointDevice).where(col(EndpointDevice.endpoint) == endpoint.name))
     session.flush()
-    have = {device.id for device in found if _join(session, endpoint, device)}
+    have = _join(session, endpoint, found)
     if not have:
         row = devices_of(session, [endpoint.name])[endpoint.name][0]
         raise InputError(
@@ -249,28 +252,28 @@ def _spread(session: Session, endpoint: Endpoint, found: Sequence[Device], now: 
             f"{row.device}: {row.message}",
             devices=[device.id for device in found][:100],
         )
-    changed = have | {device for device, reason in had.items() if not reason}
-    for device in sorted(changed):
-        desired.reissue(session, device, now=now)
-    return tuple(sorted(changed))
+    changed = sorted(have | had)
+    desired.reissue_all(session, changed, now=now)
+    return tuple(changed)
 
 
-def _join(session: Session, endpoint: Endpoint, device: Device) -> bool:
-    """Note whether the device has the endpoint, and why where it cannot."""
+def _join(session: Session, endpoint: Endpoint, found: Sequence[Device | Place]) -> set[str]:
+    """Note which of the devices have the endpoint, and why where one cannot; returns those that have it."""
     named = {
         (r.module, r.version) for text in (endpoint.split, endpoint.shadow, endpoint.before) for r in routes_of(text)
     }
-    obstacle = scheduling.together(session, device, named)
-    session.add(
-        EndpointDevice(
-            endpoint=endpoint.name,
-            device=device.id,
-            reason=obstacle.code if obstacle else "",
-            message=obstacle.message if obstacle else "",
-        )
-    )
-    session.flush()
-    return obstacle is None
+    obstacles = scheduling.together_all(session, found, named)
+    rows = [
+        {
+            "endpoint": endpoint.name,
+            "device": device,
+            "reason": obstacle.code if obstacle else "",
+            "message": obstacle.message if obstacle else "",
+        }
+        for device, obstacle in obstacles.items()
+    ]
+    session.execute(insert(EndpointDevice), rows)
+    return {device for device, obstacle in obstacles.items() if obstacle is None}
 
 
 def way_back(row: Endpoint, routes: Sequence[Route]) -> tuple[Route, ...]:

@@ -8,12 +8,13 @@ measured: two boards of one kind differ, and a module that fits only the better 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, registry
-from skerry_hub.tables import Device, ModuleProfileRow
+from skerry_hub.tables import ModuleProfileRow
 from skerry_modules import profiles
 from skerry_modules.errors import InputError
 from skerry_modules.measurement import ModuleProfile
@@ -60,6 +61,16 @@ def of_version(session: Session, name: str, version: int) -> Sequence[ModuleProf
     return session.exec(statement.order_by(col(ModuleProfileRow.at).desc(), col(ModuleProfileRow.device))).all()
 
 
+class Located(Protocol):
+    """A device, as far as measurements tell devices apart."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def profile(self) -> str: ...
+
+
 class Measured:
     """Measured memory of versions, looked up once for many devices."""
 
@@ -78,7 +89,7 @@ class Measured:
             if row.device:
                 self._by_device[row.name, row.version, row.device] = row.memory_mb
 
-    def memory_mb(self, name: str, version: int, device: Device) -> int:
+    def memory_mb(self, name: str, version: int, device: Located) -> int:
         """MB that the version needs there; 0 where nobody measured it."""
         own = self._by_device.get((name, version, device.id))
         return own if own is not None else self._by_profile.get((name, version, device.profile), 0)

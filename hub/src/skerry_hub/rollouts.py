@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select
 from sqlmodel import Session, col
 
-from skerry_hub import audit, desired, devices, queries, registry, scheduling
+from skerry_hub import audit, desired, devices, queries, registry, rollout_rows, scheduling
 from skerry_hub.clock import now_ms
 from skerry_hub.rules import rollout as rules
-from skerry_hub.rules.rollout import DeviceProgress, DeviceReport, DeviceStep, Plan, Rollout, RolloutState
-from skerry_hub.tables import Device, DeviceModule, ModelVersion, RolloutDevice
+from skerry_hub.rules.rollout import DeviceStep, Plan, Rollout, RolloutState
+from skerry_hub.tables import ModelVersion, RolloutDevice
 from skerry_hub.tables import Rollout as RolloutRow
 from skerry_modules.errors import InputError, SkerryError
-from skerry_modules.messages import ModulePhase, ModuleState
 
 if TYPE_CHECKING:
     from skerry_hub.bus import Bus
@@ -39,7 +38,7 @@ STEP_S: Final = 0.5
 """The least time between two looks at all running rollouts, seconds: nudges come far more often."""
 QUIET_S: Final = 2.0
 """The longest time between two looks, seconds: deadlines pass without any nudge."""
-ASSIGN_BATCH: Final = 100
+ASSIGN_BATCH: Final = 1000
 """Devices assigned in one transaction: each gets a signed document, and other writers must not wait long."""
 
 
@@ -119,7 +118,7 @@ class RolloutEngine:
             session.add(row)
             session.flush()
             assert row.id is not None  # flush gave it one
-            session.add_all(_device_row(row.id, one) for one in preview.candidates)
+            session.execute(insert(RolloutDevice), [_device_row(row.id, one) for one in preview.candidates])
             audit.record(
                 session,
                 actor=actor,
@@ -133,7 +132,7 @@ class RolloutEngine:
                 devices=len(preview.candidates),
             )
             rollout_id = row.id
-        self._step(rollout_id)
+        self._step_once(rollout_id)  # the first devices at once; of many, the loop asks the rest
         self._bus.publish(f"rollout:{rollout_id}", "fleet")
         return rollout_id
 
@@ -144,7 +143,7 @@ class RolloutEngine:
     def resume(self, rollout_id: int, *, actor: str, reason: str = "") -> None:
         """Go on. Raises InputError ``rollout.wrong_state``, ``rollout.unknown``."""
         self._change(rollout_id, "resume", lambda rollout, _: (rules.resume(rollout), []), actor, reason)
-        self._step(rollout_id)
+        self._step_once(rollout_id)
 
     def abort(self, rollout_id: int, *, actor: str, reason: str = "", rollback: bool = True) -> None:
         """Stop for good; proven devices go back too if ``rollback``. Raises InputError as :meth:`pause` does."""
@@ -185,22 +184,26 @@ class RolloutEngine:
 
     def _step(self, rollout_id: int) -> None:
         """Advance until nothing more is to be done now: a large wave begins in several transactions."""
-        while self._step_once(rollout_id):
-            pass
+        more = False  # a full batch is followed by another: no need to look first
+        while more or self._has_work(rollout_id):
+            more = self._step_once(rollout_id) >= ASSIGN_BATCH
 
-    def _step_once(self, rollout_id: int) -> bool:
+    def _has_work(self, rollout_id: int) -> bool:
+        """The common case is that there is none, and takes no write lock."""
         with self._database.read() as session:
-            before, reports = _load(session, rollout_id)
+            before, reports = rollout_rows.load(session, rollout_id)
             after, _ = rules.advance(before, reports, now_ms(), batch=ASSIGN_BATCH)
-        if after == before:
-            return False  # the common case takes no write lock
+        return after != before
+
+    def _step_once(self, rollout_id: int) -> int:
+        """Advance once; returns how many devices have a new document."""
         with self._database.session() as session:
             now = now_ms()
-            before, reports = _load(session, rollout_id)
+            before, reports = rollout_rows.load(session, rollout_id)
             after, actions = rules.advance(before, reports, now, batch=ASSIGN_BATCH)
-            changed = _save(session, before, after, actions, actor="hub", now=now)
+            changed = rollout_rows.save(session, before, after, actions, actor="hub", now=now)
         self._published(rollout_id, changed)
-        return True
+        return len(changed)
 
     def _change(
         self,
@@ -212,12 +215,12 @@ class RolloutEngine:
     ) -> None:
         with self._database.session() as session:
             now = now_ms()
-            before, _ = _load(session, rollout_id)
+            before, _ = rollout_rows.load(session, rollout_id)
             after, actions = change(before, now)
             audit.record(
                 session, actor=actor, action=f"rollout.{verb}", subject=f"rollout:{rollout_id}", reason=reason, now=now
             )
-            changed = _save(session, before, after, actions, actor=actor, now=now)
+            changed = rollout_rows.save(session, before, after, actions, actor=actor, now=now)
         self._published(rollout_id, changed)
 
     def _published(self, rollout_id: int, changed: Sequence[str]) -> None:
@@ -236,7 +239,7 @@ def _preview(session: Session, module: str, version: int, target: str, plan: Pla
             "module.unknown", f"cannot roll out {module}:{version}: no such version; see `skerry models show {module}`"
         )
     # Devices that are online come first, so that a canary is one that can answer.
-    matched = sorted(devices.find(session, queries.parse(target)), key=lambda device: (not device.online, device.id))
+    matched = sorted(devices.places(session, queries.parse(target)), key=lambda device: (not device.online, device.id))
     found = scheduling.obstacles_of(session, matched, wanted)
     able = [device.id for device in matched if not found[device.id]]
     wave_of = dict(zip(able, rules.assign_waves(plan, able), strict=True))
@@ -304,162 +307,16 @@ def _refuse_conflict(session: Session, module: str, targets: Sequence[str]) -> N
         )
 
 
-def _device_row(rollout_id: int, one: Candidate) -> RolloutDevice:
-    row = RolloutDevice(
-        rollout=rollout_id, device=one.device, wave=max(one.wave, 0), step=DeviceStep.PENDING, previous=one.previous
-    )
-    if one.obstacles:
-        row.step = DeviceStep.UNSCHEDULABLE
-        row.reason = one.obstacles[0][0]
-        row.message = "; ".join(sentence for _, sentence in one.obstacles)
-    return row
-
-
-def _load(session: Session, rollout_id: int) -> tuple[Rollout, dict[str, DeviceReport]]:
-    row = session.get(RolloutRow, rollout_id)
-    if row is None:
-        raise InputError("rollout.unknown", f"cannot find rollout {rollout_id}: see `skerry rollouts list`")
-    d = RolloutDevice
-    progress = session.execute(
-        select(
-            col(d.device),
-            col(d.wave),
-            col(d.step),
-            col(d.previous),
-            col(d.revision),
-            col(d.reason),
-            col(d.message),
-            col(d.assigned_at),
-            col(d.finished_at),
-        )
-        .where(col(d.rollout) == rollout_id)
-        .order_by(col(d.wave), col(d.device))
-    ).all()
-    rollout = Rollout(
-        id=rollout_id,
-        module=row.module,
-        version=row.version,
-        plan=msgspec.json.decode(row.plan, type=Plan),
-        state=RolloutState(row.state),
-        wave=row.wave,
-        wave_started_at=row.wave_started_at,
-        ending=row.ending,
-        message=row.message,
-        devices=tuple(
-            DeviceProgress(
-                device=device,
-                wave=wave,
-                step=DeviceStep(step),
-                previous=previous,
-                revision=revision,
-                reason=reason,
-                message=message,
-                assigned_at=assigned,
-                finished_at=finished,
-            )
-            for device, wave, step, previous, revision, reason, message, assigned, finished in progress
-        ),
-    )
-    return rollout, _reports(session, rollout_id, row.module)
-
-
-def _reports(session: Session, rollout_id: int, module: str) -> dict[str, DeviceReport]:
-    inside = select(col(RolloutDevice.device)).where(col(RolloutDevice.rollout) == rollout_id)
-    states: dict[str, list[ModuleState]] = {}
-    m = DeviceModule
-    for device, version, digest, phase, step, role, reason, message, revision in session.execute(
-        select(
-            col(m.device),
-            col(m.version),
-            col(m.digest),
-            col(m.phase),
-            col(m.step),
-            col(m.role),
-            col(m.reason),
-            col(m.message),
-            col(m.revision),
-        ).where(col(m.module) == module, col(m.device).in_(inside))
-    ):
-        states.setdefault(device, []).append(
-            ModuleState(
-                name=module,
-                version=version,
-                digest=digest,
-                phase=ModulePhase(phase),
-                step=step,
-                role=role,
-                reason=reason,
-                message=message,
-                revision=revision,
-            )
-        )
-    rows = session.execute(
-        select(
-            col(Device.id),
-            col(Device.online),
-            col(Device.seen_at),
-            col(Device.reported_revision),
-            col(Device.presence_at),
-        ).where(col(Device.id).in_(inside))
-    )
+def _device_row(rollout_id: int, one: Candidate) -> dict[str, Any]:
     return {
-        device: DeviceReport(
-            online=online,
-            seen_at=seen,
-            reported_revision=revision,
-            online_since=presence if online else 0,
-            modules=tuple(states.get(device, ())),
-        )
-        for device, online, seen, revision, presence in rows
+        "rollout": rollout_id,
+        "device": one.device,
+        "wave": max(one.wave, 0),
+        "step": str(DeviceStep.UNSCHEDULABLE if one.obstacles else DeviceStep.PENDING),
+        "previous": one.previous,
+        "reason": one.obstacles[0][0] if one.obstacles else "",
+        "message": "; ".join(sentence for _, sentence in one.obstacles),
     }
-
-
-def _save(
-    session: Session, before: Rollout, after: Rollout, actions: Sequence[rules.Action], *, actor: str, now: int
-) -> list[str]:
-    """Write what changed and perform the actions; returns the devices whose desired document changed."""
-    revisions: dict[str, int] = {}
-    for action in actions:
-        if isinstance(action, rules.Assign):
-            revisions[action.device] = desired.assign(
-                session, action.device, after.module, action.version, soak_s=action.soak_s, rollout=after.id, now=now
-            )
-        else:
-            audit.record(
-                session,
-                actor=actor,
-                action=action.code,
-                subject=f"rollout:{after.id}",
-                now=now,
-                message=action.message,
-                device=action.device,
-            )
-    was = {one.device: one for one in before.devices}
-    for one in after.devices:
-        if one == was[one.device] and one.device not in revisions:
-            continue
-        values: dict[str, Any] = msgspec.structs.asdict(one) | {"step": str(one.step)}
-        values["revision"] = revisions.get(one.device, one.revision)
-        for fixed in ("device", "wave", "previous"):
-            del values[fixed]
-        session.execute(
-            update(RolloutDevice)
-            .where(col(RolloutDevice.rollout) == after.id, col(RolloutDevice.device) == one.device)
-            .values(**values)
-        )
-    session.execute(
-        update(RolloutRow)
-        .where(col(RolloutRow.id) == after.id)
-        .values(
-            state=str(after.state),
-            wave=after.wave,
-            wave_started_at=after.wave_started_at,
-            ending=after.ending,
-            message=after.message,
-            finished_at=0 if after.state in rules.ACTIVE else now,
-        )
-    )
-    return list(revisions)
 
 
 def counts(session: Session, rollout_ids: Sequence[int]) -> dict[int, dict[str, int]]:

@@ -42,6 +42,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     memory_in_use_mb: int = 0  # by other modules, which stay
 
 
+def deciding(facts: DeviceFacts) -> DeviceFacts:
+    """The facts without what no obstacle depends on: devices that are equal in these need be judged only once."""
+    return msgspec.structs.replace(facts, memory_mb=0, free_disk_mb=0)
+
+
 class Obstacle(msgspec.Struct, frozen=True):
     """Why it cannot run: a code of ``errors.CODES`` under ``unschedulable.``, and a sentence with the numbers."""
 

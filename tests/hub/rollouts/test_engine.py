@@ -286,12 +286,17 @@ def test_pause_resume_and_their_wrong_states(fleet: Fleet) -> None:
     assert fleet.steps(rollout) == {"a": "succeeded", "b": "assigned"}
 
 
-def test_a_large_wave_begins_in_several_transactions_with_one_revision_each(fleet: Fleet) -> None:
+def test_a_large_wave_begins_in_several_transactions_with_one_revision_each(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "ASSIGN_BATCH", 20)
     fleet.version(1)
-    fleet.devices(*(f"d{number:03}" for number in range(rollouts.ASSIGN_BATCH * 2 + 5)))
+    fleet.devices(*(f"d{number:03}" for number in range(45)))
     rollout = fleet.start(plan=Plan(waves=(Wave(percent=100.0),), soak_s=0.0))
+    assert len(fleet.published) == 20  # who starts it waits for the first ones only
+    fleet.engine.step()
     assert set(fleet.steps(rollout).values()) == {"assigned"}
-    assert len(fleet.published) == rollouts.ASSIGN_BATCH * 2 + 5 == len(set(fleet.published))
+    assert len(fleet.published) == 45 == len(set(fleet.published))
 
 
 def test_a_crash_between_commit_and_publish_loses_nothing(fleet: Fleet) -> None:

@@ -184,10 +184,9 @@ def foresee(session: Session, form: EndpointForm) -> Foreseen:
         return Foreseen(routes, shadows, "a version was deleted meanwhile: choose another")
     matched = session.execute(select(func.count()).select_from(Device).where(device_filter(query))).scalar_one()
     blocked: dict[tuple[str, str], list[str]] = {}
-    asked = devices.find(session, query, limit=CHECKED)
-    for device in asked:
-        obstacle = scheduling.together(session, device, named)
+    asked = devices.places(session, query, limit=CHECKED)
+    for device, obstacle in scheduling.together_all(session, asked, named).items():
         if obstacle is not None:
-            blocked.setdefault((obstacle.code, obstacle.message), []).append(device.id)
+            blocked.setdefault((obstacle.code, obstacle.message), []).append(device)
     groups = sorted(((*why, tuple(names)) for why, names in blocked.items()), key=lambda group: -len(group[2]))
     return Foreseen(routes, shadows, "", matched, len(asked), tuple(groups))
