@@ -54,21 +54,7 @@ def create(
         InputError: ``device.unknown``.
         ResourceError: ``command.offline``, ``command.busy``: another of this name goes on there.
     """
-    found = devices.get(session, device)
-    if not found.online:
-        raise ResourceError(
-            "command.offline",
-            f"cannot tell {device} to {name}: it is not connected; try again when it is",
-        )
-    busy = select(CommandRow).where(
-        col(CommandRow.device) == device, col(CommandRow.name) == name, col(CommandRow.ended_at) == 0
-    )
-    if other := session.exec(busy).first():
-        raise ResourceError(
-            "command.busy",
-            f"cannot tell {device} to {name}: the command {other.id} goes on there; wait for its end",
-            command=other.id,
-        )
+    _check_free(session, device, name)
     row = CommandRow(
         id=secrets.token_hex(8),
         device=device,
@@ -96,6 +82,24 @@ def create(
             module=module,
         )
     return row, Command(id=row.id, name=name, arguments=dict(arguments), deadline_s=deadline_s)
+
+
+def _check_free(session: Session, device: str, name: str) -> None:
+    found = devices.get(session, device)
+    if not found.online:
+        raise ResourceError(
+            "command.offline",
+            f"cannot tell {device} to {name}: it is not connected; try again when it is",
+        )
+    busy = select(CommandRow).where(
+        col(CommandRow.device) == device, col(CommandRow.name) == name, col(CommandRow.ended_at) == 0
+    )
+    if other := session.exec(busy).first():
+        raise ResourceError(
+            "command.busy",
+            f"cannot tell {device} to {name}: the command {other.id} goes on there; wait for its end",
+            command=other.id,
+        )
 
 
 def get(session: Session, command: str) -> CommandRow:

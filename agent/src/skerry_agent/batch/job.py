@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from skerry_agent.batch.parts import FORMATS, FRAMES, Done, Job, begun, opened
+from skerry_agent.batch.parts import FORMATS, FRAMES, Done, Job, Parts, begun, opened
 from skerry_agent.batch.progress import Lines, Progress
 from skerry_agent.batch.rows import Model, RowError, Segment
 from skerry_agent.batch.scoring import Blocks
@@ -91,15 +91,7 @@ def run(order: Order) -> Summary:
         pace = Pace(PaceSettings(max_rows=order.rows))
         blocks = Blocks(scorer, model, pace, timeout_s=order.timeout_s, patience_s=order.patience_s, told=progress.rows)
         try:
-            for part in table.read(set(parts.done)):
-                segments: list[Segment] = []
-                errors: list[RowError] = list(part.errors)
-                for block in part.blocks:
-                    found, wrong = blocks.score(block)
-                    segments += found
-                    errors += wrong
-                parts.finish(part.number, segments, errors, part.units)
-                progress.units(part.units)
+            _score(table, parts, blocks, progress)
         finally:
             blocks.close()
             scorer.channel.close()
@@ -118,6 +110,19 @@ def run(order: Order) -> Summary:
         seconds=round(seconds, 3),
         rows_per_s=round((rows + failed - resumed) / max(seconds, 1e-3), 1),
     )
+
+
+def _score(table: Table, parts: Parts, blocks: Blocks, progress: Progress) -> None:
+    """Part by part; each is on the disk before the next is begun."""
+    for part in table.read(set(parts.done)):
+        segments: list[Segment] = []
+        errors: list[RowError] = list(part.errors)
+        for block in part.blocks:
+            found, wrong = blocks.score(block)
+            segments += found
+            errors += wrong
+        parts.finish(part.number, segments, errors, part.units)
+        progress.units(part.units)
 
 
 def _progress(order: Order, title: str, table: Table, before: Sequence[Done]) -> Progress:

@@ -100,10 +100,8 @@ def run(
 
     Args:
         original: what to convert.
-        out: the new module's folder.
-        work: a folder for what is made on the way.
-        to: the engine.
-        precision: of weights and sums.
+        out: the new module's folder; ``work``: one for what is made on the way.
+        to: the engine; ``precision``: of weights and sums.
         given: samples to judge with, and to calibrate with where ``calibration`` is None.
         calibration: samples for static quantisation alone.
         options: the gate's bars and the rest.
@@ -118,20 +116,13 @@ def run(
     check_original(original)
     data = gather(original, given, calibration, precision, options)
     target = work / folder.model_name(to)
-    rows = rows_of(original.inputs)
-    reference = runtimes.score_all(original.score, data.judged.inputs, rows, _step(progress, "score the original"))
+    told = _step(progress, "score the original")
+    reference = runtimes.score_all(original.score, data.judged.inputs, rows_of(original.inputs), told)
     _make(original, target, work, precision=precision, data=data, options=options, progress=progress)
     score = (runtimes.open_onnx if to == "onnx" else runtimes.open_openvino)(target, original.output_names)
     judged = _judge(original, score, reference, data, precision=precision, options=options, progress=progress)
-    before, after = (
-        Figures(engine=engine, size=size, accuracy=_accuracy(original, judged.argmax, outputs, data))
-        for engine, size, outputs in (
-            (original.engine, original.size, reference),
-            (_engine(to), originals.size_of(target), judged.got),
-        )
-    )
-    if judged.verdict.ok and options.timing_s > 0:
-        before, after = _timed((original, before), (score, after), data, options, progress)
+    made = Figures(engine=_engine(to), size=originals.size_of(target))
+    before, after = _figures((original, reference), (score, made), data, judged, options=options, progress=progress)
     report = Conversion(
         ok=judged.verdict.ok,
         folder=str(out) if judged.verdict.ok else None,
@@ -152,6 +143,25 @@ def run(
         raise refused(report)
     folder.write(original, target, out, golden=(data.golden.inputs, judged.expected), report=report)
     return report
+
+
+def _figures(
+    before: tuple[Original, gate.Arrays],
+    after: tuple[runtimes.Score, Figures],
+    data: Data,
+    judged: Judged,
+    *,
+    options: Options,
+    progress: Progress,
+) -> tuple[Figures, Figures]:
+    """Size, accuracy and, of what passed the gate, times of the original and of what was made."""
+    (original, reference), (score, made) = before, after
+    accuracy = _accuracy(original, judged.argmax, reference, data)
+    was = Figures(engine=original.engine, size=original.size, accuracy=accuracy)
+    made = msgspec.structs.replace(made, accuracy=_accuracy(original, judged.argmax, judged.got, data))
+    if not judged.verdict.ok or options.timing_s <= 0:
+        return was, made
+    return _timed((original, was), (score, made), data, options, progress)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
