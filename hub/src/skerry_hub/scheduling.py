@@ -6,7 +6,7 @@ fleet is many devices of few kinds: those that are equal in all that decides are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -50,20 +50,14 @@ def obstacles_of(
     manifest = msgspec.json.decode(version.manifest, type=Manifest)
     model = msgspec.json.decode(version.facts, type=ModelFacts)
     own = (version.name, version.version)
-    names = [one.id for one in candidates]
-    wanted = {device: {key for key in keys if key[0] != own[0]} for device, keys in _assigned(session, names).items()}
-    for device, keys in _sides(session, names).items():
-        wanted.setdefault(device, set()).update(keys - {own})
-    others = {key for keys in wanted.values() for key in keys}
-    measured = Measured(session, {own, *others})
-    manifests = {key: _manifest(session, *key) for key in sorted(others)}
+    wanted = _Wanted(session, [one.id for one in candidates], lambda key: key[0] != own[0], lambda key: key != own)
+    measured = Measured(session, {own, *wanted.keys})
+    manifests = {key: _manifest(session, *key) for key in wanted.keys}
     kinds = _Kinds()
     judged: dict[tuple[object, ...], Sequence[Obstacle]] = {}
     found = {}
     for one in candidates:
-        in_use = sum(
-            memory_mb(with_memory(manifests[key], measured.memory_mb(*key, one))) for key in wanted.get(one.id, ())
-        )
+        in_use = sum(memory_mb(with_memory(manifests[key], measured.memory_mb(*key, one))) for key in wanted.by(one.id))
         needs = measured.memory_mb(*own, one)
         kind = kinds.of(one)
         key = (one.profile, kind, in_use, needs)
@@ -82,21 +76,17 @@ def together(session: Session, device: Candidate, named: set[_Key]) -> Obstacle 
 
 def together_all(session: Session, candidates: Sequence[Candidate], named: set[_Key]) -> dict[str, Obstacle | None]:
     """:func:`together` for many devices; every one has an entry."""
-    names = [one.id for one in candidates]
-    assigned, sides = _assigned(session, names), _sides(session, names)
-    nothing: set[_Key] = set()
-    everything = {name: named | assigned.get(name, nothing) | sides.get(name, nothing) for name in names}
-    keys = {key for found in everything.values() for key in found}
-    measured = Measured(session, keys)
-    loads = {key: _Load(_manifest(session, *key), _model(session, *key)) for key in sorted(keys)}
+    everything = _Wanted(session, [one.id for one in candidates], besides=named)
+    measured = Measured(session, everything.keys)
+    loads = {key: _Load(_manifest(session, *key), _model(session, *key)) for key in everything.keys}
     kinds = _Kinds()
     judged: dict[tuple[object, ...], Obstacle | None] = {}
     found = {}
     for one in candidates:
-        wanted = sorted(everything[one.id])
+        wanted = everything.by(one.id)
         needs = tuple(measured.memory_mb(*key, one) for key in wanted)
         kind = kinds.of(one)
-        key = (one.profile, kind, tuple(wanted), needs)
+        key = (one.profile, kind, wanted, needs)
         if key not in judged:
             parts = [(name, with_memory(loads[name].manifest, mb)) for name, mb in zip(wanted, needs, strict=True)]
             judged[key] = _obstacle(parts, {name: loads[name].model for name in named}, one.profile, kinds.facts(kind))
@@ -159,29 +149,69 @@ def _parts(names: Sequence[str]) -> Sequence[Sequence[str] | None]:
     return list(chunked(names)) if len(names) <= _ASKED_BY_NAME else [None]
 
 
-def _assigned(session: Session, names: Sequence[str]) -> dict[str, set[_Key]]:
-    """What each device is to run."""
-    found: dict[str, set[_Key]] = {}
+class _Wanted:
+    """What each device is to run: its modules, and the versions behind its endpoints.
+
+    Args:
+        names: the devices.
+        modules, behind: which of each kind count; all by default.
+        besides: versions that count on every device.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        names: Sequence[str],
+        modules: Callable[[_Key], bool] = lambda key: True,
+        behind: Callable[[_Key], bool] = lambda key: True,
+        besides: Collection[_Key] = (),
+    ) -> None:
+        self._besides = tuple(besides)
+        self._modules, self._behind = _assigned(session, names, modules), _sides(session, names, behind)
+        self._sorted: dict[tuple[tuple[_Key, ...], ...], tuple[_Key, ...]] = {}
+        for name in names:
+            self.by(name)
+        self.keys = tuple(sorted({key for found in self._sorted.values() for key in found}))
+
+    def by(self, device: str) -> tuple[_Key, ...]:
+        """In order. Few combinations occur, and each is made once: a fleet's garbage would cost more than its rows."""
+        both = (self._modules.get(device, ()), self._behind.get(device, ()))
+        if both not in self._sorted:
+            self._sorted[both] = tuple(sorted({*both[0], *both[1], *self._besides}))
+        return self._sorted[both]
+
+
+def _assigned(session: Session, names: Sequence[str], counts: Callable[[_Key], bool]) -> dict[str, tuple[_Key, ...]]:
+    """The modules of each device."""
+    found: dict[str, tuple[_Key, ...]] = {}
+    known: dict[_Key, tuple[_Key, ...]] = {}
     statement = select(col(Assignment.device), col(Assignment.module), col(Assignment.version))
     for part in _parts(names):
         asked = statement if part is None else statement.where(col(Assignment.device).in_(part))
-        for device, name, number in session.execute(asked):
-            found.setdefault(device, set()).add((name, number))
+        for device, name, number in session.execute(asked.order_by(col(Assignment.device), col(Assignment.module))):
+            key = (name, number)
+            one = known.get(key)
+            if one is None:
+                one = known[key] = (key,) if counts(key) else ()
+            had = found.get(device)
+            found[device] = one if had is None else had + one
     return found
 
 
-def _sides(session: Session, names: Sequence[str]) -> dict[str, set[_Key]]:
+def _sides(session: Session, names: Sequence[str], counts: Callable[[_Key], bool]) -> dict[str, tuple[_Key, ...]]:
     """The versions behind the endpoints that each device has."""
-    behind: dict[str, set[_Key]] = {}
+    behind: dict[str, tuple[_Key, ...]] = {}
     for name, *texts in session.execute(
         select(col(Endpoint.name), col(Endpoint.split), col(Endpoint.shadow), col(Endpoint.before))
     ):
         routes = (msgspec.json.decode(text, type=tuple[Route, ...]) for text in texts)
-        behind[name] = {(one.module, one.version) for part in routes for one in part}
-    found: dict[str, set[_Key]] = {}
+        keys = {(one.module, one.version) for part in routes for one in part}
+        behind[name] = tuple(sorted(key for key in keys if counts(key)))
+    found: dict[str, tuple[_Key, ...]] = {}
     statement = select(col(EndpointDevice.device), col(EndpointDevice.endpoint)).where(col(EndpointDevice.reason) == "")
     for part in _parts(names) if behind else ():
         asked = statement if part is None else statement.where(col(EndpointDevice.device).in_(part))
-        for device, name in session.execute(asked):
-            found.setdefault(device, set()).update(behind[name])
+        for device, name in session.execute(asked.order_by(col(EndpointDevice.device), col(EndpointDevice.endpoint))):
+            had = found.get(device)
+            found[device] = behind[name] if had is None else had + behind[name]
     return found

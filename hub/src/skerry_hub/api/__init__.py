@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Scope
 from skerry_hub.api import problems
 from skerry_hub.api.limits import BodyLimit
 from skerry_hub.auth import Guard
+from skerry_hub.compression import Compressed
 from skerry_hub.settings import Settings
 from skerry_modules.errors import SkerryError
 
@@ -60,6 +61,7 @@ def create(settings: Settings, lifespan: Any) -> FastAPI:
     for part in PARTS:
         app.include_router(importlib.import_module(f"skerry_hub.api.{part}").router, prefix=PREFIX)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(Compressed)
     app.add_middleware(BodyLimit, limit=settings.body_max_bytes)
     app.add_middleware(_Guarded, settings=settings)
     return app
