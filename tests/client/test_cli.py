@@ -17,6 +17,7 @@ from rich.text import Text
 
 from skerry.cli.app import app
 from skerry.client import Client
+from skerry_hub.rules import rollout as rules
 from skerry_modules import messages, package, topics
 from skerry_modules.trust import SigningKey
 from support.processes import free_port
@@ -377,3 +378,26 @@ def test_a_hub_that_is_away_says_what_to_do(run: Run, monkeypatch: pytest.Monkey
     error: dict[str, Any] = json.loads(run("--url", url, "models", "list", "--json", code=4).err)
     assert (error["code"], error["family"]) == ("resource.hub_unreachable", "resource")
     assert run("models", "list", "--json", code=4).out == ""
+
+
+@pytest.mark.parametrize("command", [("rollouts", "start"), ("deploy",)])
+def test_the_help_tells_the_defaults_that_the_hub_has(run: Run, command: tuple[str, ...]) -> None:
+    """What is not said is left to the hub, so its own defaults are what the help must tell."""
+    from skerry_hub.api.rollouts import PlanBody
+
+    hubs = PlanBody()
+    assert hubs.rule() == rules.Plan(), "the API's defaults are the rule's"
+    told = " ".join(run(*command, "--help").out.replace("│", " ").split())
+    defaults = {"--soak": f"{hubs.soak_s:g}", "--waves": "one canary, then the rest"}
+    if command[0] == "rollouts":
+        defaults |= {
+            "--wave-pause": f"{hubs.wave_pause_s:g}",
+            "--failure-threshold": f"{hubs.failure_threshold:g}",
+            "--device-timeout": f"{hubs.device_timeout_s:g}, an hour",
+            "--offline-timeout": f"{hubs.offline_timeout_s:g}, a day",
+            "--on-failure": hubs.on_failure,
+        }
+    for option, default in defaults.items():
+        following = told[told.index(f"{option} ") :]
+        assert following[following.index("[default: ") :].startswith(f"[default: {default}]"), option
+    assert [(wave.count, wave.percent) for wave in hubs.waves] == [(1, 0.0), (0, 100.0)]

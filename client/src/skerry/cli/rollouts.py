@@ -26,19 +26,35 @@ app = typer.Typer(
 Id = Annotated[int, typer.Argument(help="The rollout's number.", metavar="ROLLOUT")]
 Version = Annotated[str, typer.Argument(help="NAME:VERSION; NAME alone is the newest.", metavar="VERSION")]
 Target = Annotated[str, typer.Option("--to", help="Devices: TagName=TagValue,… or '*' for all.")]
+# The defaults are the hub's own, since a plan leaves out what was not said; a test holds these texts to them.
 Waves = Annotated[
     str, typer.Option("--waves", help="Devices or shares so far, as 1,25%,100%. \\[default: one canary, then the rest]")
 ]
-Soak = Annotated[float | None, typer.Option("--soak", help="Seconds under live traffic before a device is proven.")]
-Pause = Annotated[float | None, typer.Option("--wave-pause", help="Seconds between two waves.")]
+Soak = Annotated[
+    float | None, typer.Option("--soak", help="Seconds under live traffic before a device is proven. \\[default: 60]")
+]
+Pause = Annotated[float | None, typer.Option("--wave-pause", help="Seconds between two waves. \\[default: 0]")]
 Threshold = Annotated[
-    float | None, typer.Option("--failure-threshold", help="Share of a wave that may fail, 0 to 1. \\[default: 0]")
+    float | None,
+    typer.Option(
+        "--failure-threshold", help="Share of a wave that may fail, 0 to 1; above it all go back. \\[default: 0]"
+    ),
 ]
 Timeout = Annotated[
-    float | None, typer.Option("--device-timeout", help="Seconds that an online device has to prove it.")
+    float | None,
+    typer.Option(
+        "--device-timeout",
+        help="Seconds that an online device has to prove it, soak not counted. \\[default: 3600, an hour]",
+    ),
 ]
-Away = Annotated[float | None, typer.Option("--offline-timeout", help="Seconds to wait for a device that is away.")]
-OnFailure = Annotated[str | None, typer.Option("--on-failure", help="rollback, or stop. \\[default: rollback]")]
+Away = Annotated[
+    float | None,
+    typer.Option("--offline-timeout", help="Seconds to wait for a device that is away. \\[default: 86400, a day]"),
+]
+OnFailure = Annotated[
+    str | None,
+    typer.Option("--on-failure", help="rollback, or stop: proven devices keep the version. \\[default: rollback]"),
+]
 Watch = Annotated[bool, typer.Option("--watch/--no-watch", help="Watch it to its end; the exit code says how it went.")]
 
 
