@@ -50,13 +50,16 @@ class Receiver:
     def connect(self) -> None:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, protocol=mqtt.MQTTv311)
         client.username_pw_set(self.name, self._password)
-        client.on_connect = lambda *_: client.subscribe([(topics.all_down(self.name), 1)])
+        client.on_connect = lambda *_: self._connected(client)
         client.on_subscribe = lambda *_: self._subscribed()
         client.on_message = lambda _c, _u, message: self._message(message)
         client.connect(*self._address)
         sock: Any = client.socket()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client = client
+
+    def _connected(self, client: mqtt.Client) -> None:
+        client.subscribe([(topics.all_down(self.name), 1)])
 
     def _subscribed(self) -> None:
         if self.ready:

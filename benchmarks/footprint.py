@@ -83,7 +83,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
 
 def pss(pid: int) -> float:
     root = psutil.Process(pid)
-    return sum(one.memory_full_info().pss for one in (root, *root.children(recursive=True))) / 1e6
+    return float(sum(one.memory_full_info().pss for one in (root, *root.children(recursive=True)))) / 1e6
 
 
 async def serve(folder: Path) -> None:

@@ -46,14 +46,15 @@ def publisher(host: str, port: int, names: list[str], words: list[str], epoch: s
     while left:
         for key, _ in selector.select():
             made, sent, reader = key.data
+            asking: Any = key.fileobj
             acked = 0
-            for packet in reader.feed(key.fileobj.recv(65536)):
+            for packet in reader.feed(asking.recv(65536)):
                 acked += packet.kind == packets.PUBACK
                 if packet.kind == packets.PUBLISH and packet.flags & 2:
-                    key.fileobj.sendall(packets.puback(packets.read_publish(packet).packet_id))
+                    asking.sendall(packets.puback(packets.read_publish(packet).packet_id))
             left -= acked
             if acked and sent < len(made):
-                key.fileobj.sendall(b"".join(made[sent : sent + acked]))
+                asking.sendall(b"".join(made[sent : sent + acked]))
                 key.data[1] = sent + acked
     print("sent", flush=True)
     sys.stdin.readline()

@@ -163,7 +163,7 @@ class Server:
         return [root, *root.children(recursive=True)]
 
     def pss(self) -> float:
-        return sum(one.memory_full_info().pss for one in self.processes()) / 1e6
+        return float(sum(one.memory_full_info().pss for one in self.processes())) / 1e6
 
     def stop(self) -> None:
         for one in self.processes():

@@ -86,13 +86,13 @@ class Crowd:
         end = began + seconds
         while asking:
             for key, _ in select(10):
-                sock: Any = key.fileobj
-                data = sock.recv(65536)
+                answered: Any = key.fileobj
+                data = answered.recv(65536)
                 if not data.startswith(b"HTTP/1.1 200"):
                     raise SystemExit(f"cannot measure: the agent answered {data[:300]!r}")
                 done += 1
                 if time.perf_counter() < end:
-                    sock.send(request)
+                    answered.send(request)
                 else:
                     asking -= 1
         return done / (time.perf_counter() - began)

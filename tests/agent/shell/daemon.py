@@ -181,7 +181,7 @@ gather_s = 0.05
 
     def scores(self, factor: float, model: str = "double") -> bool:
         status, body = self.score([[1.0, 3.0]], model)
-        return status == 200 and body["outputs"][0]["data"] == [factor, 3.0 * factor]
+        return status == 200 and bool(body["outputs"][0]["data"] == [factor, 3.0 * factor])
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another ``skerry-agent`` command on the same configuration."""
