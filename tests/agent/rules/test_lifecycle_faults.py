@@ -300,16 +300,20 @@ def v2_proven() -> Bench:
     return bench
 
 
-@pytest.mark.parametrize(("event", "code"), [(CRASH, "run.crash_loop"), (HANG, "run.hang")], ids=["crash", "hang"])
+@pytest.mark.parametrize(
+    ("event", "before", "code"),
+    [(CRASH, "run.crashed", "run.crash_loop"), (HANG, "run.hang", "run.hang")],
+    ids=["crash", "hang"],
+)
 def test_a_crash_loop_of_the_serving_version_falls_back_to_last_good(
-    event: Callable[[str], fx.Event], code: str
+    event: Callable[[str], fx.Event], before: str, code: str
 ) -> None:
     bench = v2_proven()
     bench.feed(event(V2.digest))
     bench.feed(event(V2.digest))
     assert bench.routes == {"digits": (V2.digest,)}
     state = bench.reported(2)
-    assert (state.phase, state.reason) == (ModulePhase.UNHEALTHY, code)
+    assert (state.phase, state.reason) == (ModulePhase.UNHEALTHY, before)
     bench.feed(event(V2.digest))
     check(bench, [*FULL, "rollback", "failed"], ModulePhase.FAILED, code, V1)
     assert bench.reported(1).role == "current"
@@ -405,6 +409,19 @@ def test_a_serving_version_that_errs_is_unhealthy_until_it_is_well_or_long_silen
         assert (state.phase, state.reason) == (ModulePhase.UNHEALTHY, "scoring.failed")
         calm()
         assert bench.reported(1).phase is ModulePhase.HEALTHY
+
+
+def test_what_a_version_is_unhealthy_for_is_what_happened_of_late() -> None:
+    bench = serving_v1()
+    bench.feed(HANG(V1.digest))
+    assert (bench.reported(1).reason, bench.reported(1).message) == ("run.hang", "its worker ended of late (hang)")
+    bench.run(130)
+    assert bench.reported(1).phase is ModulePhase.HEALTHY
+    bench.feed(fx.Traffic(V1.digest, 100, 50))
+    state = bench.reported(1)
+    assert (state.reason, state.message) == ("scoring.failed", "it failed on more than 5% of its requests of late")
+    bench.feed(CRASH(V1.digest))
+    assert bench.reported(1).reason == "run.crashed", "once is no loop"
 
 
 def test_a_worker_that_dies_again_and_again_does_not_fill_the_spool() -> None:

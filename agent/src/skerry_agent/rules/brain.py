@@ -299,8 +299,7 @@ class Brain:
         phase = lifecycle.phase(record.step, troubled=troubled)
         reason, message = record.reason, record.message
         if phase is ModulePhase.UNHEALTHY and not reason:
-            crashes = self._machine.live(record.digest).crashes
-            reason = crashes.code if crashes.last_reason else "scoring.failed"
+            reason, message = self._machine.trouble(record, now)
         elif phase is ModulePhase.HEALTHY:
             reason = message = ""
         return ModuleState(

@@ -119,6 +119,15 @@ class Versions:
         live = self.live(record.digest)
         return live.erring_until is not None or live.crashes.recent(now) > 0
 
+    def trouble(self, record: Record, now: float) -> tuple[str, str]:
+        """(reason, message) of a serving version that is :meth:`troubled`: what ended long ago is not the reason."""
+        crashes = self.live(record.digest).crashes
+        if not crashes.recent(now):
+            share = f"{self._settings.health.error_rate:.0%}"
+            return "scoring.failed", f"it failed on more than {share} of its requests of late"
+        code = crashes.code if crashes.looping(now) or crashes.code == "run.hang" else "run.crashed"
+        return code, f"its worker ended of late ({crashes.last_reason})"
+
     # -- keeping up
 
     def forget_failed(self, name: str, wanted: str) -> None:
