@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from support import processes
@@ -23,6 +24,10 @@ with contextlib.suppress(ImportError, AssertionError):
 # start is what a person starts in a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile("skerry", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("skerry")
 
 _numbers = itertools.count(1)
 

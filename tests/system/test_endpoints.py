@@ -185,7 +185,7 @@ def test_a_split_a_shadow_a_version_that_errs_and_the_way_back(site: Site) -> No
         said = site.skerry(
             "endpoints", "set", "front", "--split", f"double:{one}=60,double:{two}=40", "--shadow", f"double:{three}"
         )
-        assert "on 1 devices" in said
+        assert "on 1 device" in said
         wait_until(lambda: clients.versions(60) == {str(one), str(two)}, what="the split", seconds=60)
         wait_until(lambda: (three, "shadow") in site.traffic(), what="the shadow to be compared", seconds=60)
         found = site.traffic()[three, "shadow"].agreement
