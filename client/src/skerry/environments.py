@@ -99,7 +99,8 @@ def prepare(
         else:
             known = LockFile(lock=_resolve(folder, manifest, kinds, cache, say))
         _write(folder, known)
-        say(f"locked {len(known.lock.wheels())} wheels for {len(known.lock.targets)} kinds of devices")
+        wheels, targets = len(known.lock.wheels()), len(known.lock.targets)
+        say(f"locked {_count(wheels, 'wheel')} for {_count(targets, 'kind')} of devices")
     return Bundle(known.lock, _gather(folder, manifest, known, cache, hub))
 
 
@@ -324,3 +325,7 @@ def sha256_of(path: Path) -> str:
     """A file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

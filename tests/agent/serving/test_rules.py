@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.rules.sampling import FAR, WINDOW_S, Policy, Window, decide, gap
+from skerry_agent.serving import oip
 
 WINDOW, QUEUE, LIMIT_S = 3, 5, 10.0
 
@@ -212,3 +214,15 @@ def test_gaps_are_as_if_each_row_had_drawn(rate: float) -> None:
     gaps = [gap(rate, source.random()) for _ in range(20_000)]
     for rows in (1, 2, 5):
         assert sum(one > rows for one in gaps) / len(gaps) == pytest.approx((1 - rate) ** rows, abs=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_deadline_is_found_on_either_side_of_the_values(rows: int, first: bool) -> None:
+    parameters = {"parameters": {"timeout": 250_000}}
+    inputs = {"inputs": [{"name": "timeout", "data": [0.125] * 4 * rows}]}
+    body = json.dumps({**parameters, **inputs} if first else {**inputs, **parameters}).encode()
+    assert oip.timeout_s(body, -1) == 0.25
+    assert oip.timeout_s(body + b"tensors", len(body)) == 0.25
+    assert oip.timeout_s(json.dumps(inputs).encode(), -1) is None
+    assert oip.timeout_s(body[:-1], -1) is None, "what is no JSON is for the worker to say"

@@ -113,6 +113,8 @@ def target(path: bytes) -> Target:
 
 
 _TIMEOUT: Final = b'"timeout"'
+_EDGE: Final = 16 * 1024
+"""Of a longer JSON only so much is searched at either end: values stand between, and this is the agent's own thread."""
 
 
 class _Asked(msgspec.Struct):
@@ -137,7 +139,11 @@ def timeout_s(body: bytes, json: int) -> float | None:
     Raises:
         InputError: ``request.invalid``: it is no whole number of microseconds.
     """
-    if body.find(_TIMEOUT, 0, json if json >= 0 else len(body)) < 0:
+    end = json if json >= 0 else len(body)
+    if end <= 2 * _EDGE:
+        if body.find(_TIMEOUT, 0, end) < 0:
+            return None
+    elif body.find(_TIMEOUT, 0, _EDGE) < 0 and body.find(_TIMEOUT, end - _EDGE, end) < 0:
         return None
     try:
         found = _asked(body[:json] if json >= 0 else body).parameters.get("timeout")
