@@ -17,6 +17,7 @@ from skerry_agent.rules.dispatch import Dispatch, Ticket
 from skerry_agent.serving import batching
 from skerry_agent.serving.codec import Codec, Plan, Request
 from skerry_modules.manifest import parse
+from support.processes import wait_until
 
 from .conftest import Start
 from .harness import Answer, Running, binary_request, json_request
@@ -192,6 +193,7 @@ def test_one_request_that_fails_or_kills_costs_no_other(start: Start, tmp_path: 
     assert "thirteen" in by_row[13].json["error"]
     assert (by_row[666].status, by_row[666].code) == (500, "scoring.quarantined")
     assert {value for value, answer in by_row.items() if answer.status == 200} == {1, 2, 3, 4, 5, 6, 7, 8}
+    wait_until(lambda: len(plane.exits) >= 2, what="both ends to be heard of")  # they may come after the answers
     assert [reason for _, reason, _ in plane.exits] == ["signal 11", "signal 11"]
 
 
