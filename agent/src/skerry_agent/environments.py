@@ -87,7 +87,8 @@ class Environments:
         """Keys of those that were finished."""
         if not self.folder.is_dir():
             return set()
-        return {path.name for path in self.folder.iterdir() if (path / LIST_NAME).is_file()}
+        found = (path for path in self.folder.iterdir() if not path.name.startswith("."))  # those are being built
+        return {path.name for path in found if (path / LIST_NAME).is_file()}
 
     async def build(self, lock: Lock, target: Target) -> dict[str, Any]:
         """Build an environment unless it is there and whole; two that need the same wait for one build.

@@ -162,6 +162,7 @@ class Link:
         self._space = threading.Condition()
         self._sizes: collections.deque[int] = collections.deque()  # of what is pending, in order
         self._bytes = 0
+        self._random = random.Random()  # its own: the module's belongs to whoever seeds it
         self._beat = time.monotonic()
         self._lost = ""
         self._wake_in, self._wake_out = os.pipe()
@@ -256,7 +257,7 @@ class Link:
             if self.connects > began:
                 backoff = self.settings.reconnect_first_s
                 log.warning("the connection to the broker ended (%s); connecting again", self._lost or "closed")
-            self._stopping.wait(random.uniform(0, backoff))
+            self._stopping.wait(self._random.uniform(0, backoff))
             backoff = min(self.settings.reconnect_max_s, backoff * 2)
 
     def _connection(self) -> None:
