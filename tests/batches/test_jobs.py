@@ -33,6 +33,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _all_are_up(world: World) -> None:
+    """A test that fails in the middle of its kills does not take the others with it."""
+    assert world.hub is not None
+    if world.hub.poll() is not None:
+        world.start_hub()
+    for device, agent in list(world.agents.items()):
+        if agent.poll() is not None:
+            world.start_agent(device)
+
+
 def scores(path: Path | str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = pq.read_table(path).to_pydict()
     return found
@@ -181,10 +192,18 @@ def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: P
     upload = world.client.upload_batch_input(tmp_path / "in.csv")
     job = world.client.start_batch("slow", "*", upload=upload, keep=["id"], part_rows=100, rows=20, input="in.csv").id
     wait_until(lambda: world.client.batch(job).scored > 100, what="some rows")
+    wait_until(
+        lambda: any(
+            part.device == "dev-1" and part.state == "running" and not part.progress
+            for part in world.client.batch_parts(job)
+        ),
+        what="the device to have begun a part",
+    )
     world.kill("dev-1")
     wait_until(
         lambda: any(part.device == "dev-2" and "dev-1" in part.given for part in world.client.batch_parts(job)),
         what="the killed device's part to be given to the other",
+        seconds=60,
     )
     assert world.hub is not None
     stop(world.hub, by=signal.SIGKILL)
