@@ -70,7 +70,7 @@ def test_a_table_is_shared_out_and_merged_in_its_order(world: World, tmp_path: P
     ]
     for device in world.agents:
         work = world.state(device) / "batch"
-        wait_until(lambda at=work: not [*at.glob("work/*"), *at.glob("objects/*")], what="nothing to be left there")
+        wait_until(lambda at=work: not list(at.glob(f"work/{job['id']}-*")), what="nothing to be left there")
     assert [one.action for one in world.client.audit(subject=str(job["id"]))] == ["batch.start"]
     shown = world.skerry("batch", "show", str(job["id"]), "--parts").stdout
     assert "100%, 3,000 of 3,000 rows" in shown
@@ -271,7 +271,7 @@ def test_a_cancelled_job_ends_on_the_devices_too(world: World, tmp_path: Path) -
     assert world.client.cancel_batch(job, reason="enough").state == "cancelled"
     for device in world.agents:
         work = world.state(device) / "batch"
-        wait_until(lambda at=work: not list(at.glob("work/*")), what="the device to stop")
+        wait_until(lambda at=work: not list(at.glob(f"work/{job}-*")), what="the device to stop")
     with pytest.raises(SkerryError) as caught:
         world.client.fetch_batch(job, tmp_path)
     assert caught.value.code == "batch.wrong_state"
