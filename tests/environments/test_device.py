@@ -23,7 +23,7 @@ from agent.serving.test_pipeline import mixed
 from skerry import environments as client
 from skerry_agent.device_health import facts
 from skerry_agent.disk import Disk
-from skerry_agent.environments import Environments, target_for, unneeded
+from skerry_agent.environments import LIST_NAME, Environments, target_for, unneeded
 from skerry_agent.serving.settings import ServingSettings
 from skerry_modules import environments, package, profiles
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
@@ -325,6 +325,15 @@ def test_a_build_ends_with_the_agent_that_was_killed(
     again = Device(device.disk.folder)
     assert list(folder.iterdir()) == []
     assert run(again.build(index))["built"]
+
+
+def test_what_is_being_built_is_not_present(device: Device) -> None:
+    work = device.environments.folder / ".new-key"  # its list is written; the rename that finishes it is not done
+    work.mkdir(parents=True)
+    (work / LIST_NAME).write_text("")
+    assert device.environments.present() == set()
+    work.rename(work.with_name("key"))
+    assert device.environments.present() == {"key"}
 
 
 def test_a_build_that_is_given_up_ends_and_leaves_nothing(device: Device, packed: Callable[..., Path]) -> None:
