@@ -411,6 +411,22 @@ def test_a_serving_version_that_errs_is_unhealthy_until_it_is_well_or_long_silen
         assert bench.reported(1).phase is ModulePhase.HEALTHY
 
 
+def test_a_version_that_is_asked_seldom_is_unhealthy_too_when_it_fails() -> None:
+    bench = serving_v1()
+    for _ in range(20):  # one request each two seconds, as when each hangs for so long
+        assert bench.reported(1).phase is ModulePhase.HEALTHY
+        bench.feed(fx.Traffic(V1.digest, 1, 1))
+        bench.run(2)
+    assert (bench.reported(1).phase, bench.reported(1).reason) == (ModulePhase.UNHEALTHY, "scoring.failed")
+    (event,) = [event for event in bench.events if event.code == "run.errors"]
+    assert event.message == "it failed on 20 of 20 requests (100.0 %); the limit is 5 %"
+    for _ in range(10):  # it goes on so, for longer than errors are remembered
+        bench.run(60)
+        bench.feed(fx.Traffic(V1.digest, 1, 1))
+    assert bench.reported(1).phase is ModulePhase.UNHEALTHY
+    assert [event.code for event in bench.events].count("run.errors") == 1, "told once"
+
+
 def test_what_a_version_is_unhealthy_for_is_what_happened_of_late() -> None:
     bench = serving_v1()
     bench.feed(HANG(V1.digest))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry_agent.rules import lifecycle, reconcile, records, routes, verify
-from skerry_agent.rules.health import Crashes, HealthSettings, Soak
+from skerry_agent.rules.health import Crashes, Errors, HealthSettings, Soak
 from skerry_agent.rules.lifecycle import ORDER, TABLE, TERMINAL, LifecycleSettings, Step, Undo
 from skerry_agent.rules.reconcile import Keep, Retire, Start, Supersede
 from skerry_agent.rules.records import Record, Saved, Slot
@@ -32,6 +32,21 @@ def test_every_failure_ends_after_a_limited_number_of_tries_with_a_declared_reas
             return
         assert ORDER.index(verdict.to) <= ORDER.index(step)
     raise AssertionError("it never ends")
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), max_size=40), st.booleans())
+def test_errors_are_judged_alike_however_requests_are_cut_into_reports(
+    reports: list[tuple[int, float]], failing: bool
+) -> None:
+    """A version that always fails is told of once, from the twentieth request on; one that never does, never."""
+    limits = HealthSettings(crash_window_s=1e9)
+    errors, now, seen, told = Errors(limits), 0.0, 0, 0
+    for requests, pause in reports:
+        now += pause
+        seen += requests
+        told += bool(errors.traffic(requests, requests if failing else 0, now))
+        assert (errors.until is not None) == (failing and seen >= limits.error_requests)
+    assert told == (1 if errors.until is not None else 0)
 
 
 @given(steps)

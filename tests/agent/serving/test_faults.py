@@ -106,6 +106,17 @@ def test_a_model_that_fails_politely(plane: Running, what: int, status: int, cod
     assert plane.exits == []
 
 
+def test_what_a_model_fails_with_is_told_once_in_a_while_and_what_clients_do_wrong_is_not(plane: Running) -> None:
+    notices: list[tuple[str, str, str]] = []
+    plane.plane.on_notice = lambda *what: notices.append(what)
+    assert plane.score("script", [[0.0, 1, 2]]).status == 400
+    for _ in range(5):
+        assert ask(plane, 6).status == 500
+    _, code, text = settled(lambda: notices)[0]
+    assert (code, text) == ("scoring.failed", "cannot score: run() raised ValueError: no such luck")
+    assert len(notices) < 5
+
+
 @pytest.mark.parametrize(("what", "reason"), [(1, "signal 11"), (11, "exit 9"), (9, "memory")])
 def test_a_request_that_kills_two_workers_is_quarantined(plane: Running, what: int, reason: str) -> None:
     answer = ask(plane, what)

@@ -7,6 +7,7 @@ that cannot be restarted. In a soak the bar is lower: a candidate has a healthy 
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import msgspec
 
@@ -53,6 +54,41 @@ class Crashes:
         return "run.hang" if self.last_reason.startswith("hang") else "run.crash_loop"
 
 
+class Errors:
+    """The requests on which a serving version failed of late, few a minute or thousands a second alike.
+
+    They are counted until enough have come to judge by, and then, while all is well, over at most ten times as many.
+    """
+
+    _MANY: Final = 10
+
+    def __init__(self, settings: HealthSettings) -> None:
+        self._settings = settings
+        self._requests = self._errors = 0
+        self.until: float | None = None
+        """While it errs: when that is forgotten, should nobody ask it any more."""
+
+    def traffic(self, requests: int, errors: int, now: float) -> str:
+        """Count requests; why the version errs, in words, if it is from now on that it does."""
+        limits, was = self._settings, self.until is not None
+        self._requests += requests
+        self._errors += errors
+        if was and errors:
+            self.until = now + limits.crash_window_s
+        if self._requests < limits.error_requests:
+            return ""
+        counted = (self._errors, self._requests)
+        erring = self._errors > limits.error_rate * self._requests
+        self.until = now + limits.crash_window_s if erring else None
+        if erring or was or self._requests >= self._MANY * limits.error_requests:
+            self._requests = self._errors = 0
+        return "" if was or not erring else _share(*counted, limits)
+
+    def tick(self, now: float) -> None:
+        if self.until is not None and now >= self.until:
+            self.until = None
+
+
 class Soak:
     """One candidate under live traffic."""
 
@@ -80,11 +116,7 @@ class Soak:
             passes = limits.soak_crash_limit - 1
             return f"its worker crashed or hung {self.crashes} times during the soak; at most {passes} is let pass"
         if self.requests >= limits.error_requests and self.errors > limits.error_rate * self.requests:
-            share = 100 * self.errors / self.requests
-            return (
-                f"it failed on {self.errors} of {self.requests} requests ({share:.1f} %){self._when}; "
-                f"the limit is {100 * limits.error_rate:g} %"
-            )
+            return _share(self.errors, self.requests, limits, self._when)
         return ""
 
     def final_failure(self) -> str:
@@ -92,3 +124,9 @@ class Soak:
         if 0 < self.requests < self._settings.error_requests and 2 * self.errors > self.requests:
             return f"it failed on {self.errors} of the {self.requests} requests that came during the soak"
         return self.failure()
+
+
+def _share(errors: int, requests: int, limits: HealthSettings, when: str = "") -> str:
+    share = 100 * errors / requests
+    limit = 100 * limits.error_rate
+    return f"it failed on {errors} of {requests} requests ({share:.1f} %){when}; the limit is {limit:g} %"

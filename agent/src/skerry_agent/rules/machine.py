@@ -200,10 +200,9 @@ class Machine(Sides):
             return
         slot, record = found
         live = self.live(event.digest)
-        limits = self._settings.health
-        if event.requests >= limits.error_requests:
-            erring = event.errors > limits.error_rate * event.requests
-            live.erring_until = now + limits.crash_window_s if erring else None
+        problem = live.errors.traffic(event.requests, event.errors, now)
+        if problem and record.step is Step.SERVE and live.watch is None:
+            self.emit(Severity.WARNING, "run.errors", problem, record)
         if record.step is Step.SOAK and live.soak is not None:
             live.soak.traffic(event.requests, event.errors)
             problem = live.soak.failure()
@@ -239,8 +238,7 @@ class Machine(Sides):
             for record in list(slot.records.values()):
                 live = self.live(record.digest)
                 live.crashes.recent(now)
-                if live.erring_until is not None and now >= live.erring_until:
-                    live.erring_until = None
+                live.errors.tick(now)
                 if live.due is not None and now >= live.due:
                     self._late(slot, record, live, now)
                 elif live.wake is not None and now >= live.wake:

@@ -11,7 +11,7 @@ from typing import Final
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules import reconcile, routes
 from skerry_agent.rules.fetch import Fetcher
-from skerry_agent.rules.health import Crashes, Soak
+from skerry_agent.rules.health import Crashes, Errors, Soak
 from skerry_agent.rules.lifecycle import TERMINAL, Step, Undo, undo
 from skerry_agent.rules.records import Record, Slot
 from skerry_agent.rules.settings import BrainSettings
@@ -33,7 +33,7 @@ class Live:
     __slots__ = (
         "crashes",
         "due",
-        "erring_until",
+        "errors",
         "index",
         "loaded",
         "running",
@@ -55,7 +55,7 @@ class Live:
         self.soak: Soak | None = None
         self.watch: Soak | None = None  # of a side version: it may fail at any time without harm
         self.crashes = Crashes(settings.health)
-        self.erring_until: float | None = None  # errors of late count for as long as a crash does
+        self.errors = Errors(settings.health)
 
 
 class Versions:
@@ -100,7 +100,7 @@ class Versions:
                 live = self.live(record.digest)
                 times += [live.due, live.wake]
                 if record.step is Step.SERVE:
-                    times += [live.crashes.forgotten_at, live.erring_until]
+                    times += [live.crashes.forgotten_at, live.errors.until]
         return min((time for time in times if time is not None), default=None)
 
     def progress(self, record: Record, now: float) -> float:
@@ -117,7 +117,7 @@ class Versions:
     def troubled(self, record: Record, now: float) -> bool:
         """Whether a serving version crashed, hung or erred of late."""
         live = self.live(record.digest)
-        return live.erring_until is not None or live.crashes.recent(now) > 0
+        return live.errors.until is not None or live.crashes.recent(now) > 0
 
     def trouble(self, record: Record, now: float) -> tuple[str, str]:
         """(reason, message) of a serving version that is :meth:`troubled`: what ended long ago is not the reason."""

@@ -90,12 +90,13 @@ class Failure(msgspec.Struct):
 
 
 class Observed(msgspec.Struct):
-    """Distributions since the last time."""
+    """Distributions since the last time, and what the model failed with."""
 
     inputs: dict[str, Distribution] = {}
     outputs: dict[str, Distribution] = {}
     capped: int = 0  # samples that the cap per minute held back
     steps: dict[str, Distribution] = {}  # microseconds in each step of a pipeline
+    failures: dict[str, str] = {}  # by code: the text of the last answer 500
 
 
 FromZygote = Ready | Broken | Born | Exited

@@ -188,7 +188,10 @@ class Version:
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
         elif frame.kind == Kind.OBSERVED:
-            self._counters.observed(msgspec.msgpack.decode(frame.body, type=orders.Observed))
+            found = msgspec.msgpack.decode(frame.body, type=orders.Observed)
+            self._counters.observed(found)
+            for code, text in found.failures.items():
+                self._events.noticed(self.digest, code, text)
 
     def _finish(  # noqa: PLR0917
         self, ticket: Ticket, now: float, status: int, code: str, json: int, body: bytes

@@ -56,6 +56,7 @@ class Worker:
         self._model: LoadedModel | None = None
         self._steps: Callable[[], dict[str, Distribution]] | None = None  # of a pipeline
         self._batch_rows = 1
+        self._failures: dict[str, str] = {}  # since the last report, by code
         self._report_s = 1.0
         self._reported = time.monotonic()
 
@@ -201,6 +202,8 @@ class Worker:
     def _refuse(self, number: int, error: SkerryError) -> None:
         body = oip.error_body(error.message)
         status = oip.STATUS_OF.get(error.code, 500)
+        if status == 500:
+            self._failures[error.code] = error.message[:500]
         self._send(frames.whole(Kind.ANSWER, number, body, status=status, name=error.code.encode()))
 
     # -- orders
@@ -325,6 +328,9 @@ class Worker:
         if self._steps is not None and (steps := self._steps()):
             found = found or orders.Observed()
             found.steps = steps
+        if self._failures:
+            found = found or orders.Observed()
+            found.failures, self._failures = self._failures, {}
         if found is not None:
             self._send(frames.whole(Kind.OBSERVED, 0, msgspec.msgpack.encode(found)))
 
