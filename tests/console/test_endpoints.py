@@ -53,6 +53,9 @@ def fields(name: str, *split: tuple[str, str], shadow: tuple[str, ...] = (), **m
 def test_a_split_is_made_changed_shadowed_turned_back_and_deleted(acting: Served, watched: Open) -> None:
     page = watched(acting.url + "/endpoints").page
     page.get_by_role("link", name="New endpoint").click()
+    page.locator("#preview-hint", has_text="Choose a version").wait_for()
+    assert not page.locator("#preview-problem").count(), "nothing chosen yet is no mistake"
+    assert not page.get_by_label("Keep the split before").count(), "there is none before"
     page.get_by_label("Name").fill("wear")
     page.get_by_label("Devices").fill("kind=press")
     page.locator("#split-0").select_option("vibration:1")

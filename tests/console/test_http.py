@@ -241,7 +241,10 @@ def test_every_query_says_the_same_on_both_databases(database: Database) -> None
         version = models.version(session, "digits", 3)
         assert version is not None
         assert version.presence.current + version.presence.last_good == 53
-        assert len(version.devices) == 40
+        assert (len(version.devices.rows), version.devices.total) == (models.DEVICE_ROWS, 53)
+        last = models.version(session, "digits", 3, devices_page=9)
+        assert last is not None
+        assert len(last.devices.rows) == 53 - 2 * models.DEVICE_ROWS
         assert rollouts.rollouts(session).rows[0].active
         assert [line.row.id for line in rollouts.latest(session, limit=3)] == [6, 5, 4]
         assert [line.row.id for line in rollouts.latest(session, limit=0)] == [6, 5]
@@ -252,6 +255,11 @@ def test_every_query_says_the_same_on_both_databases(database: Database) -> None
         assert in_waves == running.total - running.steps["unschedulable"]
         assert sum(line.count for line in rollouts.reasons(session, 6)) == 3
         assert rollouts.devices(session, running).rows[0].row.step == "assigned"
+        for line in rollouts.rollouts(session).rows:
+            for name in rollouts.ORDER:
+                shown = rollouts.devices(session, line, names=[name])
+                assert shown.total == line.steps.get(name, 0)
+                assert {one.shown for one in shown.rows} <= {name}
         assert rollouts.timeline(session, 6)[-1].action == "rollout.create"
         assert log.events(session, severity="critical").rows
         assert log.audit(session, subject="rollout:6").total >= 4

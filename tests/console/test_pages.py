@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def test_an_unknown_page_and_device_are_told_in_the_consoles_style(seeded: Serve
     opened.page.goto(seeded.url + "/devices/ghost")
     assert "cannot find the device 'ghost'" in opened.page.locator("main").inner_text()
     assert "device.unknown" in opened.page.locator("main").inner_text()
+    opened.page.get_by_role("main").get_by_role("link", name="Devices").click()
+    opened.page.wait_for_url("**/devices")
+
+
+@pytest.mark.parametrize("path", ["/environments/vision", "/samples"])
+def test_what_goes_into_a_manifest_can_be_copied_as_it_stands(
+    path: str, seeded: Served, empty: Served, watched: Open
+) -> None:
+    hub = empty if path == "/samples" else seeded
+    page = watched(hub.url + path).page
+    copied = page.locator("[data-copy]").get_attribute("data-copy")
+    assert tomllib.loads(copied)
+    assert page.locator(".command code").inner_text() == copied
 
 
 def test_the_checks_find_what_is_wrong(empty: Served, watched: Open) -> None:

@@ -76,6 +76,19 @@ def test_never_is_a_time_too() -> None:
     assert text.ago(0, 5) == "never"
 
 
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("rollout.create", "Created"),
+        ("rollout.wave", "Next wave"),
+        ("rollout.device-rolled-back", "Device rolled back"),
+        ("rollout.turning-back", "Turning back"),
+    ],
+)
+def test_a_timeline_says_what_was_done(action: str, said: str) -> None:
+    assert text.deed(action) == said
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_a_share_is_never_rounded_to_nothing_or_all(part: int, more: int) -> None:

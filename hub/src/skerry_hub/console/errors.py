@@ -10,7 +10,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from skerry_hub.console.templating import environment, is_partial, page
+from skerry_hub.console.templating import NAVIGATION, environment, is_partial, page
 from skerry_modules.errors import CODES
 
 TITLES: Final = {
@@ -41,17 +41,27 @@ def error_page(request: Request, *, status: int, code: str, message: str) -> HTM
         return HTMLResponse(
             text, status_code=status, headers={"HX-Retarget": "#flash", "HX-Reswap": "innerHTML", "Vary": "HX-Request"}
         )
+    section, up = _around(request.url.path)
     return page(
         request,
         "error.html",
         title=TITLES.get(status, "Error"),
-        section="",
+        section=section,
+        up=up,
         status=status,
         error_status=status,
         code=code,
         message=message,
         meaning=CODES.get(code, ""),
     )
+
+
+def _around(path: str) -> tuple[str, tuple[str, str, str] | None]:
+    """The section an address lies below, and its list (address, label, icon): where to look for what is not there."""
+    for section, address, label, icon in NAVIGATION[1:]:
+        if path.startswith(f"{address}/"):
+            return section, (address, label, icon)
+    return "", None
 
 
 def not_found(request: Request) -> HTMLResponse:

@@ -107,6 +107,21 @@ def time_tag(at: int, now: int) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(stamp, absolute(at), ago(at, now))
 
 
+_DEEDS: Final = {
+    "create": "Created",
+    "pause": "Paused",
+    "resume": "Resumed",
+    "abort": "Aborted",
+    "wave": "Next wave",
+}
+
+
+def deed(action: str) -> str:
+    """What the audit log calls an action, as a line of a timeline: rollout.device-failed → Device failed."""
+    word = action.rpartition(".")[2]
+    return _DEEDS.get(word) or word.replace("_", " ").replace("-", " ").capitalize()
+
+
 def breakable(text: str) -> Markup:
     """Long names may break after their separators instead of pushing a phone's page wide."""
     broken: Markup = escape(text)

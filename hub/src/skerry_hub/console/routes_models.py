@@ -8,7 +8,7 @@ from starlette.responses import Response
 from skerry_hub import registry
 from skerry_hub.console.queries import measured, steps
 from skerry_hub.console.queries import models as model_queries
-from skerry_hub.console.routes import hub
+from skerry_hub.console.routes import hub, number_of, pages
 from skerry_hub.console.templating import now_ms, page
 
 router = APIRouter(include_in_schema=False)
@@ -41,7 +41,7 @@ def model(name: str, request: Request) -> Response:
 def version(name: str, version: int, request: Request) -> Response:
     with hub(request).db.read() as session:
         registry.get_version(session, name, version)
-        found = model_queries.version(session, name, version)
+        found = model_queries.version(session, name, version, number_of(request))
         times = steps.medians(session, name, version) if found and found.manifest.get("steps") else {}
         profiles = measured.of_version(session, name, version, now_ms())
     assert found is not None  # the service has just found it, in the same transaction
@@ -54,4 +54,5 @@ def version(name: str, version: int, request: Request) -> Response:
         version=found,
         measured=profiles,
         step_times=times,
+        page_address=pages(request),
     )

@@ -20,13 +20,16 @@ from skerry_modules.errors import InputError, SkerryError
 
 router = APIRouter(include_in_schema=False)
 
-STEP_GROUPS = {
+GROUPS = {
     "working": ("assigned", "rolling-back"),
-    "failed": ("failed", "rolled-back"),
+    "failed": ("failed",),
+    "went-back": (rollout_queries.WENT_BACK,),
     "succeeded": ("succeeded",),
     "unschedulable": ("unschedulable",),
-    "pending": ("pending", "skipped"),
+    "pending": ("pending",),
+    "skipped": ("skipped",),
 }
+"""By what devices of a rollout can be filtered → what those are shown as."""
 
 
 @router.get("/rollouts")
@@ -145,9 +148,7 @@ def rollout(number: int, request: Request) -> Response:
             "waves": rollout_queries.waves(session, found),
             "reasons": rollout_queries.reasons(session, number),
             "cells": rollout_queries.cells(session, number),
-            "devices": rollout_queries.devices(
-                session, found, steps=STEP_GROUPS.get(show, ()), number=number_of(request)
-            ),
+            "devices": rollout_queries.devices(session, found, names=GROUPS.get(show, ()), number=number_of(request)),
             "timeline": rollout_queries.timeline(session, number),
         }
     return page(
@@ -159,7 +160,7 @@ def rollout(number: int, request: Request) -> Response:
         rollout=found,
         plan_waves=format_waves(found.plan.waves),
         show=show,
-        groups=list(STEP_GROUPS),
+        groups=[name for name, of in GROUPS.items() if name == show or any(found.steps.get(step) for step in of)],
         page_address=pages(request),
         **values,
     )

@@ -68,6 +68,7 @@ def environment() -> Environment:
         share=text.share,
         breakable=text.breakable,
         absolute=text.absolute,
+        deed=text.deed,
         compact=lambda value: json.dumps(value, separators=(",", ":")),
     )
     found.globals.update(

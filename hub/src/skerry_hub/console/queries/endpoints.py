@@ -172,6 +172,8 @@ def foresee(session: Session, form: EndpointForm) -> Foreseen:
         routes, shadows = form.routes(), form.shadows()
     except InputError as error:
         return Foreseen(problem=error.message)
+    if not routes and not shadows:
+        return Foreseen()  # nothing is chosen yet: no mistake to tell of
     try:
         endpoints.check(form.name or "new", routes, shadows)
         query = parse(form.target or "*")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlmodel import Session, col
 
 from skerry_hub import environments
+from skerry_hub.console.queries.paging import Page, clamp
 from skerry_hub.tables import Assignment, DeviceModule, Model, ModelVersion, Rollout, VersionFile, VersionTag
 
 
@@ -120,13 +121,17 @@ class VersionPage:
     manifest: dict[str, Any]
     facts: dict[str, Any]
     presence: Presence
-    devices: list[DeviceModule]
+    devices: Page[DeviceModule]
     rollouts: list[Rollout]
     environment: str  # NAME:VERSION, empty for none
 
 
-def version(session: Session, name: str, number: int, devices: int = 40) -> VersionPage | None:
-    """One version with at most ``devices`` of the devices that have it."""
+DEVICE_ROWS: Final = 25
+"""Devices on one page of a version: the page shows much else."""
+
+
+def version(session: Session, name: str, number: int, devices_page: int = 1) -> VersionPage | None:
+    """One version with one page of the devices that have it, those that are not well first."""
     row = session.get(ModelVersion, (name, number))
     if row is None:
         return None
@@ -134,12 +139,6 @@ def version(session: Session, name: str, number: int, devices: int = 40) -> Vers
     def of(table: Any) -> Any:
         return select(table).where(table.name == name, table.version == number)
 
-    where = (
-        select(DeviceModule)
-        .where(col(DeviceModule.module) == name, col(DeviceModule.version) == number)
-        .order_by((col(DeviceModule.phase) == "Healthy"), col(DeviceModule.role), col(DeviceModule.device))
-        .limit(devices)
-    )
     rollouts = (
         select(Rollout)
         .where(col(Rollout.module) == name, col(Rollout.version) == number)
@@ -153,10 +152,24 @@ def version(session: Session, name: str, number: int, devices: int = 40) -> Vers
         manifest=msgspec.json.decode(row.manifest),
         facts=msgspec.json.decode(row.facts),
         presence=presences(session, name).get(number, Presence()),
-        devices=list(session.execute(where).scalars()),
+        devices=_devices(session, name, number, devices_page),
         rollouts=list(session.execute(rollouts).scalars()),
         environment=environments.used_by(session, name, number),
     )
+
+
+def _devices(session: Session, name: str, number: int, page: int) -> Page[DeviceModule]:
+    here = and_(col(DeviceModule.module) == name, col(DeviceModule.version) == number)
+    total = session.execute(select(func.count()).select_from(DeviceModule).where(here)).scalar_one()
+    page = clamp(page, total, DEVICE_ROWS)
+    statement = (
+        select(DeviceModule)
+        .where(here)
+        .order_by((col(DeviceModule.phase) == "Healthy"), col(DeviceModule.role), col(DeviceModule.device))
+        .limit(DEVICE_ROWS)
+        .offset((page - 1) * DEVICE_ROWS)
+    )
+    return Page(rows=list(session.execute(statement).scalars()), number=page, total=total, size=DEVICE_ROWS)
 
 
 def choices(session: Session, limit: int = 0) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlmodel import Session, col
 
 from skerry_hub.console.queries.paging import PAGE_ROWS, Page, clamp
@@ -44,6 +44,18 @@ def shown(step: str, has_reason: bool) -> str:
     if step in (DeviceStep.ROLLED_BACK, DeviceStep.ROLLING_BACK) and has_reason:
         return str(DeviceStep.FAILED)
     return WENT_BACK if step == DeviceStep.ROLLED_BACK else str(step)
+
+
+def _shown_as(names: Iterable[str]) -> ColumnElement[bool]:
+    """:func:`shown` as a condition: the devices that are shown as one of ``names``."""
+    step, has_reason = col(RolloutDevice.step), col(RolloutDevice.reason) != ""
+    back = (DeviceStep.ROLLED_BACK, DeviceStep.ROLLING_BACK)
+    of: dict[str, ColumnElement[bool]] = {
+        str(DeviceStep.FAILED): or_(step == DeviceStep.FAILED, and_(step.in_(back), has_reason)),
+        str(DeviceStep.ROLLING_BACK): and_(step == DeviceStep.ROLLING_BACK, ~has_reason),
+        WENT_BACK: and_(step == DeviceStep.ROLLED_BACK, ~has_reason),
+    }
+    return or_(*(of.get(name, step == name) for name in names))
 
 
 def segments(steps: dict[str, int]) -> list[tuple[str, int]]:
@@ -263,13 +275,13 @@ def cells(session: Session, number: int, limit: int = MAX_CELLS) -> list[tuple[s
 
 
 def devices(
-    session: Session, line: RolloutLine, *, steps: Iterable[str] = (), number: int = 1
+    session: Session, line: RolloutLine, *, names: Iterable[str] = (), number: int = 1
 ) -> Page[DeviceProgressLine]:
-    """Devices of a rollout, those in work and those that failed first."""
-    wanted = tuple(steps)
+    """Devices of a rollout, those in work and those that failed first; ``names``: only those :func:`shown` as these."""
+    wanted = tuple(names)
     conditions = [col(RolloutDevice.rollout) == line.row.id]
     if wanted:
-        conditions.append(col(RolloutDevice.step).in_(wanted))
+        conditions.append(_shown_as(wanted))
     where = and_(*conditions)
     total = session.execute(select(func.count()).select_from(RolloutDevice).where(where)).scalar_one()
     number = clamp(number, total)
