@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ import numpy as np
 
 from skerry_agent.ports import Arrays
 from skerry_agent.serving import regions
-from skerry_agent.serving.codec_json import DATA, PLAN_BYTES, Input, around_values, bad, flat, from_json, to_json
+from skerry_agent.serving.codec_json import DATA, PLAN_BYTES, Input, around_values, bad, flat, flats, from_json, to_json
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, ITEM_BYTES, TensorSpec, datatype_of
@@ -34,6 +34,8 @@ PLANS: Final = 64
 """Headers that are remembered."""
 MAX_RANK: Final = 32
 _FEW: Final = 4096
+_RECORD_BYTES: Final = 16 * 1024
+"""Larger bodies are not read as one: what that copies would cost more than it saves."""
 _LITTLE: Final = sys.byteorder == "little"
 
 
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     outputs: tuple[tuple[str, bool], ...]  # (name, binary), in the order to answer
     id: str
     rows: int
+    record: np.dtype[Any] | None = None  # a whole body, where several can be read as one array
 
 
 class _Form(NamedTuple):
@@ -129,10 +132,39 @@ class Codec:
         if plan is None:
             plan = self._plan(head, len(body) - json)
             if json <= PLAN_BYTES and not plan.literal and not plan.id:
+                plan = plan._replace(record=_record(plan, json, len(body)))
                 if len(self._plans) >= PLANS:
                     self._plans.clear()
                 self._plans[head] = plan
         return Request(plan, self._cut(plan, body, json))
+
+    def parse_alike(self, bodies: Sequence[bytes], json: int) -> Request | None:
+        """Requests that differ in the values of their tensors alone, read as one.
+
+        Args:
+            bodies: one or more; ``json`` is that of each.
+
+        Returns:
+            The plan of each, and the inputs of all, one after the other. None: they are not so alike, or something is
+            wrong with one of them; :meth:`parse` says what.
+        """
+        if json < 0:
+            return self._repeated_alike(bodies)
+        first = bodies[0]
+        head, size = first[:json], len(first)
+        plan = self._plans.get(head)
+        if plan is None or plan.record is None or plan.record.itemsize != size:
+            return None
+        for body in bodies:
+            if len(body) != size or not body.startswith(head):
+                return None
+        records = np.frombuffer(b"".join(bodies), plan.record)
+        inputs: Arrays = {}
+        for place in plan.places:
+            inputs[place.name] = array = records[place.name].reshape((-1, *place.shape[1:]))
+            if place.check_nan and holds_nan(array):
+                return None
+        return Request(plan, inputs)
 
     def _plan(self, head: bytes, tail: int) -> Plan:
         try:
@@ -193,6 +225,19 @@ class Codec:
         except InputError:
             return None  # parsed whole, it gives the error that fits
         return Plan((), {form.given.name: array}, form.outputs, "", form.rows)
+
+    def _repeated_alike(self, bodies: Sequence[bytes]) -> Request | None:
+        """As :meth:`_repeated` for several of one form: their values are parsed at once."""
+        found = [around_values(body) for body in bodies]
+        around = found[0][0] if found[0] is not None else None
+        form = self._forms.get(around) if around is not None else None
+        if form is None or not form.given.shape or len(bodies[0]) > _RECORD_BYTES:
+            return None
+        lists = [one[1] for one in found if one is not None and one[0] == around]
+        array = flats(form.given, lists) if len(lists) == len(bodies) else None
+        if array is None:
+            return None
+        return Request(Plan((), {}, form.outputs, "", form.rows), {form.given.name: array})
 
     def _check_names(self, request: _Body) -> None:
         names = [given.name for given in request.inputs]
@@ -278,25 +323,29 @@ class Codec:
             self._last = (name, plan, arrays[0].dtype, arrays[0].shape, head)
         return Answer(len(head), b"".join((head, *parts)))
 
-    def format_many(
-        self, asked: Sequence[tuple[bytes, Plan]], outputs: Arrays, cut: Callable[[], Sequence[Arrays]]
-    ) -> list[Answer]:
-        """As :meth:`format` for requests that were scored together.
+    def format_alike(self, name: str, plan: Plan, outputs: Arrays, count: int) -> tuple[int, list[bytes]] | None:
+        """As :meth:`format` for requests of one plan that were scored together.
 
         Args:
-            asked: (name, plan) of each request.
-            outputs: the whole batch, one entry per row.
-            cut: gives the same cut up by request; most need not be.
+            outputs: the whole batch, one entry per row, of ``count`` requests of ``plan.rows`` rows each.
+
+        Returns:
+            The length of the JSON part of each body (−1: all of it), and the bodies. None: format each by itself.
         """
-        name, plan = asked[0]
-        same = len(plan.outputs) == 1 and plan.outputs[0][1] and all(n == name and p is plan for n, p in asked)
-        array = outputs[plan.outputs[0][0]] if same else None
-        if array is None or array.dtype.kind in "OSU" or not array.size:
-            return [self.format(n.decode(), p, part) for (n, p), part in zip(asked, cut(), strict=True)]
-        # One output, one header, equal sizes: cut the bytes instead of the array.
-        first = self.format(name.decode(), plan, {plan.outputs[0][0]: array[: plan.rows]})
-        head, size, data = first.body[: first.json], len(first.body) - first.json, to_binary(array)
-        return [Answer(first.json, head + data[at : at + size]) for at in range(0, len(data), size)]
+        arrays = {key: outputs[key] for key, _ in plan.outputs}
+        if any(array.dtype.kind in "OSU" or not array.size for array in arrays.values()):
+            return None
+        first = {key: array[: plan.rows] for key, array in arrays.items()}
+        if all(binary for _, binary in plan.outputs):
+            json, body = self.format(name, plan, first)
+            pieces = [_pieces(to_binary(array), count) for array in arrays.values()]
+            return json, [body[:json] + b"".join(parts) for parts in zip(*pieces, strict=True)]
+        if len(arrays) > 1:
+            return None
+        values = next(iter(arrays.values())).reshape(count, -1).tolist()
+        encode = msgspec.json.encode
+        before, _, after = self.format(name, plan, first).body.rpartition(encode(values[0]))
+        return -1, [before + encode(each) + after for each in values]
 
     def _format_mixed(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
         parts = {key: to_binary(outputs[key]) for key, binary in plan.outputs if binary}
@@ -317,6 +366,28 @@ class Codec:
         if plan.id:
             body["id"] = plan.id
         return msgspec.json.encode(body)
+
+
+def _record(plan: Plan, json: int, size: int) -> np.dtype[Any] | None:
+    """A body of so many bytes as one element of an array; None where bodies cannot be read together."""
+    places = plan.places
+    if not places or size > _RECORD_BYTES or plan.rows == 0:
+        return None
+    if any(place.dtype is None or place.shape[:1] != (plan.rows,) for place in places):
+        return None
+    return np.dtype(
+        {
+            "names": [place.name for place in places],
+            "formats": [(place.dtype, place.shape) for place in places],
+            "offsets": [json + place.start for place in places],
+            "itemsize": size,
+        }
+    )
+
+
+def _pieces(data: bytes, count: int) -> list[bytes]:
+    size = len(data) // count
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def check_declared(given: Input, spec: TensorSpec) -> None:
@@ -368,14 +439,17 @@ def _place(given: Input, spec: TensorSpec, start: int, size: int) -> _Place:
 
 def check_nan(name: str, array: Array) -> None:
     """Refuse NaN where the manifest forbids it."""
-    if array.dtype.kind != "f":
-        return
+    if array.dtype.kind == "f" and holds_nan(array):
+        raise bad(name, "it holds NaN, which the model does not take")
+
+
+def holds_nan(array: Array) -> bool:
+    """Whether any of an array's floats is NaN."""
     flat = array.reshape(-1)
     # A sum of squares is NaN if any element is, and so is a sum (or if infinities cancel): one pass without a temporary
     # in the common case. For few elements the first costs half; for many it would start threads.
     total = flat.dot(flat) if len(flat) <= _FEW else np.add.reduce(flat)
-    if total != total and bool(np.isnan(array).any()):  # noqa: PLR0124 - a test for NaN that costs no call
-        raise bad(name, "it holds NaN, which the model does not take")
+    return total != total and bool(np.isnan(array).any())  # noqa: PLR0124 - a test for NaN that costs no call
 
 
 def _as_it_is(dtype: np.dtype[Any]) -> bool:

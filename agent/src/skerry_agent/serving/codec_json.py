@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -77,6 +77,21 @@ def flat(given: Input, raw: bytes) -> Array:
     array = _array(given, values, dtype).reshape(given.shape)
     array.flags.writeable = False
     return array
+
+
+def flats(given: Input, lists: Sequence[bytes]) -> Array | None:
+    """As :func:`flat` for several inputs declared alike, none of them ``BYTES``: one tensor, one after the other.
+
+    None: at least one of them is not as it should be.
+    """
+    commas = math.prod(given.shape) - 1  # between so many values; neither numbers nor booleans hold any
+    if any(one.count(b",") != commas for one in lists):
+        return None
+    shape = (len(lists) * given.shape[0], *given.shape[1:])
+    try:
+        return flat(msgspec.structs.replace(given, shape=shape), b"[%b]" % b",".join([one[1:-1] for one in lists]))
+    except InputError:
+        return None
 
 
 def _flatten(given: Input, data: Any) -> bytes:

@@ -28,7 +28,7 @@ from skerry_agent import engines, golden
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, oip, orders
-from skerry_agent.serving.codec import Answer, Codec, Request
+from skerry_agent.serving.codec import Answer, Codec, Plan, Request
 from skerry_agent.serving.copies import HEAD
 from skerry_agent.serving.exits import EXIT_NO_MEMORY
 from skerry_agent.serving.frames import Frame, Kind
@@ -143,34 +143,69 @@ class Worker:
         self._note(frame.name, request.inputs, outputs, request.plan.rows)
 
     def _infer_many(self, found: list[Frame]) -> None:
+        """Requests that came together: as one where they differ in their values alone, in groups otherwise."""
+        first = found[0]
+        if all(frame.json == first.json for frame in found):
+            alike = self._codec.parse_alike([frame.body for frame in found], first.json)
+            if alike is not None and alike.plan.rows * 2 <= self._batch_rows:
+                self._infer_alike(found, alike)
+                return
         parsed = [(frame, request) for frame in found if (request := self._parse(frame)) is not None]
         for part in batching.groups([request for _, request in parsed], self._batch_rows):
             group = parsed[part]
-            if len(group) == 1 or not self._score_group(group):
-                for frame, request in group:
-                    self._score_one(frame, request)
+            if len(group) > 1:
+                inputs = batching.join([request.inputs for _, request in group])
+                if self._score_together([frame for frame, _ in group], [one.plan for _, one in group], inputs):
+                    continue
+            for frame, request in group:
+                self._score_one(frame, request)
 
-    def _score_group(self, group: list[tuple[Frame, Request]]) -> bool:
-        """Score together and answer all; False: nothing was answered, score them one by one."""
+    def _infer_alike(self, found: list[Frame], alike: Request) -> None:
+        """``alike`` is the plan of each, and the inputs of all."""
+        plan, inputs = alike
+        most = self._batch_rows // plan.rows
+        for start in range(0, len(found), most):
+            group, end = found[start : start + most], start + most
+            if len(found) > most:
+                inputs = {name: array[start * plan.rows : end * plan.rows] for name, array in alike.inputs.items()}
+            if not self._score_together(group, [plan] * len(group), inputs):
+                for frame in group:
+                    self._infer(frame)
+
+    def _score_together(self, group: list[Frame], plans: list[Plan], inputs: Arrays) -> bool:
+        """Score one batch and answer all; False: nothing was answered, score them one by one."""
+        counts = [plan.rows for plan in plans]
         try:
-            inputs = batching.join([request.inputs for _, request in group])
             outputs = self._score(inputs)
-            counts = [request.plan.rows for _, request in group]
             if not batching.divides(outputs, sum(counts)):
                 return False
-            asked = [(frame.name, request.plan) for frame, request in group]
-            answers = self._codec.format_many(asked, outputs, lambda: batching.cut(outputs, counts))
+            answers = self._answers(group, plans, outputs, counts)
         except MemoryError as error:
             die_of_memory(error)
         except Exception:  # one request's trouble is not the others': alone each gets its own answer
             return False
-        self._send(b"".join([_answer(frame, one) for (frame, _), one in zip(group, answers, strict=True)]))
-        if all(frame.name == group[0][0].name for frame, _ in group):
-            self._note(group[0][0].name, inputs, outputs, sum(counts))
+        self._send(answers)
+        if all(frame.name == group[0].name for frame in group):
+            self._note(group[0].name, inputs, outputs, sum(counts))
         else:
-            for (frame, request), part in zip(group, batching.cut(outputs, counts), strict=True):
-                self._note(frame.name, request.inputs, part, request.plan.rows)
+            pairs = zip(batching.cut(inputs, counts), batching.cut(outputs, counts), strict=True)
+            for frame, rows, (asked, answered) in zip(group, counts, pairs, strict=True):
+                self._note(frame.name, asked, answered, rows)
         return True
+
+    def _answers(self, group: list[Frame], plans: list[Plan], outputs: Arrays, counts: list[int]) -> bytes:
+        """The frames that answer a batch, in one piece."""
+        name, plan = group[0].name, plans[0]
+        if all(frame.name == name for frame in group) and all(one is plan for one in plans):
+            alike = self._codec.format_alike(name.decode(), plan, outputs, len(group))
+            if alike is not None:
+                return frames.answers([frame.number for frame in group], *alike)
+        parts = batching.cut(outputs, counts)
+        answers = [
+            self._codec.format(frame.name.decode(), plan, part)
+            for frame, plan, part in zip(group, plans, parts, strict=True)
+        ]
+        return b"".join([_answer(frame, one) for frame, one in zip(group, answers, strict=True)])
 
     def _note(self, name: bytes, inputs: Arrays, outputs: Arrays, rows: int) -> None:
         try:
