@@ -83,6 +83,46 @@ def test_a_fault_names_field_and_line(old: str, new: str, field: str, line: int,
     assert problem in error.message
 
 
+OPTIONS = [
+    (
+        "onnx",
+        'providr = "CUDA"',
+        "options.providr",
+        "it has compile, device, optimization, precision, pr",
+    ),
+    ("onnx", 'provider = "CUDA, Foo"', "options.provider", "'Foo' is no execution provider; there are ACL, "),
+    ("onnx", 'compile = "no"', "options.compile", "Expected `bool`"),
+    ("openvino", 'precison = "f32"', "options.precison", "it has device, precision, threads"),
+    ("openvino", 'precision = "f99"', "options.precision", "'f99' is not one of f32, f16, bf16"),
+    ("openvino", 'device = "NPU,TPU"', "options.device", "'TPU' is no device of OpenVINO"),
+    ("openvino", "threads = 0", "options.threads", "at least 1"),
+    ("pynq", "core_name = 'x'", "options.core_name", "the engine pynq has no such option"),
+    ("pynq", 'input_type = "int4"', "options.input_type", "not one of int8, uint8"),
+]
+
+
+@pytest.mark.parametrize(("engine", "option", "field", "problem"), OPTIONS)
+def test_an_option_that_its_engine_does_not_have_is_refused(engine: str, option: str, field: str, problem: str) -> None:
+    text = GOOD.replace('"onnx"', f'"{engine}"') + "\n[options]\n" + option + "\n"
+    with pytest.raises(InputError) as caught:
+        manifest.parse(text)
+    assert caught.value.data["field"] == field
+    assert text.splitlines()[caught.value.data["line"] - 1] == option
+    assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("engine", "option"),
+    [
+        ("onnx", 'provider = "TensorRT, cuda,CPUExecutionProvider,MyOwnExecutionProvider"'),
+        ("openvino", 'device = "NPU,GPU.1,AUTO:GPU,CPU"'),
+        ("python", 'whatever = "the script reads"'),
+    ],
+)
+def test_options_that_an_engine_has(engine: str, option: str) -> None:
+    assert manifest.parse(GOOD.replace('"onnx"', f'"{engine}"') + "\n[options]\n" + option + "\n").options
+
+
 def test_what_is_no_toml_names_the_line() -> None:
     with pytest.raises(InputError, match="cannot read module.toml, line 3") as caught:  # noqa: RUF043
         manifest.parse('format = 1\nname = "x"\nengine = = 1\n')

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from skerry_modules import pipeline
+from skerry_modules import options, pipeline
 from skerry_modules.errors import InputError
 from skerry_modules.pipeline import Step
 from skerry_modules.tensors import DATATYPES, TensorSpec
@@ -219,6 +219,7 @@ def _single_problems(manifest: Manifest) -> list[tuple[str, str]]:
     for place, spec in enumerate(manifest.outputs):
         if spec.source:
             found.append((f"outputs[{place}].from", f'only outputs of engine = "{PIPELINE}" say where they come from'))
+    found += options.problems(manifest.engine, manifest.options)
     return found + _input_problems("inputs", manifest.inputs)
 
 
@@ -233,6 +234,7 @@ def _pipeline_problems(manifest: Manifest) -> list[tuple[str, str]]:
         where = f"steps[{place}]"
         if not step.combine:
             found += _tensor_problems(f"{where}.inputs", step.inputs)
+            found += options.problems(step.engine or "", step.options, f"{where}.options")
         found += _tensor_problems(f"{where}.outputs", step.outputs)
         found += _input_problems(f"{where}.inputs", step.inputs) + _input_problems(f"{where}.outputs", step.outputs)
         for side, specs in (("inputs", step.inputs), ("outputs", step.outputs)):

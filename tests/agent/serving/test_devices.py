@@ -70,6 +70,7 @@ def test_every_profile_reaches_its_engines(profile: profiles.Profile) -> None:
     [
         ("onnx", "TensorrtExecutionProvider,CUDAExecutionProvider,CPUExecutionProvider", ""),
         ("onnx", "", 'options = { provider = "CUDAExecutionProvider" }'),
+        ("onnx", "", 'options = { provider = "TensorRT,CUDA,CPU" }'),
         ("openvino", "NPU,CPU", ""),
         ("openvino", "", 'options = { device = "NPU" }'),
     ],

@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from skerry_modules.options import names
 from skerry_modules.profiles import Profile
 
 _VARIABLE: Final = "SKERRY_DEVICES_"
@@ -32,19 +33,15 @@ def publish(profile: Profile, environment: MutableMapping[str, str]) -> None:
 
 def listed(engine: str, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """What the profile lists for an engine; empty: nothing."""
-    return _split(environment.get(_VARIABLE + engine.upper(), ""))
+    return names(environment.get(_VARIABLE + engine.upper(), ""))
 
 
 def wanted(options: Mapping[str, Any], keys: Sequence[str], engine: str) -> tuple[str, ...]:
     """The manifest's own list (``"NPU,GPU"``) under the first of ``keys`` that it has, else the profile's."""
     for key in keys:
-        if chosen := _split(str(options.get(key, ""))):
+        if chosen := names(str(options.get(key, ""))):
             return chosen
     return listed(engine)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def choose(asked: Sequence[str], here: Collection[str], last: str) -> Choice:
@@ -68,6 +65,6 @@ def _is_here(name: str, here: Collection[str]) -> bool:
 
 def note(module: str, missing: Sequence[str], taken: str, why: str = "") -> tuple[str, str]:
     """(code, text) for people."""
-    names = ", ".join(missing)
+    lost = ", ".join(missing)
     reason = f": {why}" if why else " (not on this device, or its runtime is not installed)"
-    return NOTE, f"cannot run {module} on {names}{reason}; it runs on {taken}"
+    return NOTE, f"cannot run {module} on {lost}{reason}; it runs on {taken}"

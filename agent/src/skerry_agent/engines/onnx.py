@@ -11,9 +11,7 @@ Execution providers (CUDA, TensorRT, OpenVINO, …) are those of the firmware pr
 Runtime has, in its order; the CPU is always the last. Inputs and outputs are not bound (``io_binding``): on the CPU
 that measured slower than plain calls, by 1–4 µs for models of 3 to 45 µs.
 
-Options of the manifest: ``provider`` (a list such as "CUDAExecutionProvider,CPUExecutionProvider" instead of the
-profile's), ``compile`` = false, ``optimization`` = "all" | "extended" | "basic" | "none", ``precision`` = "f16" for
-providers that know it.
+Options of the manifest: ``skerry_modules.options.OnnxOptions``.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from typing import Any, Final
 
 from skerry_agent.engines import _devices, _host
 from skerry_agent.ports import Arrays
+from skerry_modules import options
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
 
@@ -95,7 +94,7 @@ class OnnxEngine:
         """A session on the first provider that takes the model, and a note where another was asked for first."""
         import onnxruntime as ort
 
-        asked = _devices.wanted(manifest.options, ("provider",), self.name)
+        asked = [options.provider(name) for name in _devices.wanted(manifest.options, ("provider",), self.name)]
         devices, missing = _devices.choose(asked, ort.get_available_providers(), CPU)
         if devices[0] == CPU:
             notes = (_devices.note(manifest.name, missing, CPU),) if missing else ()

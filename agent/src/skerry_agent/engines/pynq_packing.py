@@ -8,45 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
+from skerry_modules.options import PynqOptions as Options
 from skerry_modules.tensors import DATATYPES, TensorSpec
 
 Array = np.ndarray[Any, Any]
 
 SENTINEL: Final = 0xA5
 """What the receiving buffer is filled with before a self-test: if it is still there, nothing was received."""
-
-
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A manifest's ``[options]`` for the engine ``pynq``.
-
-    ``core`` is the IP that must be told how many rows come and started for each transfer (an HLS core: ``rows`` at
-    ``rows_register``, then ``ap_start``); empty where the design runs freely. A design with a register that identifies
-    it names ``identity_register`` (its offset in ``core``) and ``identity``.
-    """
-
-    dma: str = "axi_dma_0"
-    core: str = ""
-    rows_register: int = 0x10
-    identity_register: int = -1  # −1: the design has none
-    identity: int = 0
-    rows_per_transfer: int = 64
-    row_alignment: int = 4  # bytes that each row on the stream is padded to
-    input_type: Literal["int8", "uint8", "int16", "uint16", "int32"] = "int8"
-    input_scale: float = 1.0  # real = scale × (integer − zero)
-    input_zero: int = 0
-    output_type: Literal["int8", "uint8", "int16", "uint16", "int32"] = "int32"
-    output_scale: float = 1.0
-    output_zero: int = 0
-    softmax: bool = False  # over the last axis, after scaling
-    transfer_timeout_s: float = 2.0
-    lock_timeout_s: float = 10.0  # how long to wait for the version before to leave the board
 
 
 def options_of(manifest: Manifest) -> Options:
