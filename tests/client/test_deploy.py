@@ -94,7 +94,10 @@ def test_one_line_from_a_model_to_a_device(hub: Client, agent: str, tmp_path: Pa
     current = {one["module"]: (one["version"], one["phase"]) for one in serving if one["role"] == "current"}
     assert current["line"] == (1, "Healthy")
     shown = run("devices", "show", DEVICE).out
-    assert "install.golden_failed" in shown
+    (told,) = [line for line in shown.splitlines() if "install.golden_failed" in line]
+    assert "line:2" in told, "which version it was"
+    (why,) = [line for line in run("rollouts", "show", watched.json["id"]).out.splitlines() if "lab-1" in line]
+    assert why.endswith(watched.json["devices"][0]["message"]), "piped: one line, however long"
     assert "line:1" in run("devices", "list").out
     assert "install.golden_failed" in {event["code"] for event in run("events", "--device", DEVICE, "--json").json}
 

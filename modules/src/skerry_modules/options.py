@@ -18,7 +18,7 @@ _NAMES: Final = (
     "ACL ArmNN Azure CANN CPU CUDA CoreML Dml Dnnl MIGraphX Nnapi NvTensorRTRTX OpenVINO QNN ROCM Rknpu Tensorrt "
     "VSINPU VitisAI WebGpu Xnnpack"
 )
-_PROVIDERS: Final = {name.lower(): name + PROVIDER for name in re.findall(r"\S+", _NAMES)}
+_PROVIDERS: Final[dict[str, str]] = {name.lower(): name + PROVIDER for name in re.findall(r"\S+", _NAMES)}
 _DEVICE = re.compile(r"((CPU|GPU|NPU)(\.[0-9]+)*|(AUTO|HETERO|MULTI|BATCH)(:.+)?)")
 
 

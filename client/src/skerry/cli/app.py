@@ -216,7 +216,7 @@ def events(
             one.device,
             output.state(one.severity),
             one.code,
-            f"{one.module}:{one.version}" if one.module else "",
+            output.version(one),
             one.message,
         )
         for one in found

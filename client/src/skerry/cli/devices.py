@@ -126,8 +126,11 @@ def show(context: typer.Context, device: Id, json: Json = False) -> None:
         for each in modules.reported
     ]
     output.table(("module", "state", "role", "step", "reason", "message"), rows, empty="It has reported no module.")
-    told = [(output.when(each.at), output.state(each.severity), each.code, each.message) for each in events]
-    output.table(("event", "severity", "code", "message"), told, empty="It has told no event.")
+    told = [
+        (output.when(each.at), output.state(each.severity), each.code, output.version(each), each.message)
+        for each in events
+    ]
+    output.table(("event", "severity", "code", "module", "message"), told, empty="It has told no event.")
 
 
 @app.command()

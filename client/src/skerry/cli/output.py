@@ -15,10 +15,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from skerry.types import Event
 from skerry_modules.errors import SkerryError
 
 EXIT_BAD: Final = 1
@@ -80,9 +81,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) 
         made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    picture(made)
+
+
+def picture(made: RenderableType) -> None:
+    """On a terminal as wide as that is; piped as wide as it needs to be, so that nothing wraps."""
     if out.is_terminal:
         out.print(made)
-    else:  # piped: as wide as it needs to be, so that nothing wraps
+    else:
         Console(highlight=False, width=400).print(made)
 
 
@@ -94,7 +100,7 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> None:
     for name, value in pairs:
         if value not in ("", None, {}, (), []):
             made.add_row(name, value if isinstance(value, Text) else Text(str(value)))
-    out.print(made)
+    picture(made)
 
 
 def state(text: str) -> Text:
@@ -116,6 +122,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def version(event: Event) -> str:
+    """The module's version that an event is about, if any."""
+    return f"{event.module}:{event.version}" if event.module else ""
 
 
 def tags_text(tags: dict[str, str]) -> str:

@@ -180,7 +180,7 @@ def show(context: typer.Context, rollout: Id, json: Json = False) -> None:
     if json:
         output.emit(found)
     else:
-        output.out.print(picture(found))
+        output.picture(picture(found))
 
 
 @app.command()
