@@ -143,6 +143,25 @@ def test_the_theme_follows_the_system_and_can_be_chosen(seeded: Served, watched:
     assert background() == dark
 
 
+def test_a_form_says_at_the_field_what_is_wrong_with_it(seeded: Served, watched: Open) -> None:
+    page = watched(seeded.url + "/rollouts/new", viewport=PHONE).page
+    page.get_by_label("Soak").fill("long")
+    page.get_by_role("button", name="Start the rollout").click()
+    page.locator("#soak[aria-invalid=true]").wait_for()
+    assert page.evaluate("document.activeElement.id") == "soak"
+    assert "cannot use 'long' as the soak" in page.locator("#soak_s-problem").inner_text()
+    assert page.evaluate(ACCESSIBILITY) == []
+
+    page.goto(seeded.url + "/new/endpoint")
+    page.get_by_label("Name").fill("half")
+    page.locator("#split-0").select_option("digits:3")
+    page.locator("#split-0-percent").fill("50")
+    page.get_by_role("button", name="Make the endpoint").click()
+    page.locator("#problem", has_text="make them 100").wait_for()
+    box = page.locator("#problem").bounding_box()
+    assert 0 <= box["y"] < PHONE["height"], "what no single field is to blame for is brought into sight"
+
+
 def test_an_unknown_page_and_device_are_told_in_the_consoles_style(seeded: Served, watched: Open) -> None:
     opened = watched(seeded.url + "/nothing-here", strict=False)
     assert opened.page.locator(".error-status").inner_text() == "404"

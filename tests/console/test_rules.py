@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skerry_hub.bus import Bus
 from skerry_hub.console import format as text
 from skerry_hub.console import live
-from skerry_hub.console.forms import RolloutForm, format_waves, parse_waves
+from skerry_hub.console.forms import RolloutForm, format_waves, parse_waves, wrong_field
 from skerry_hub.console.queries import batches, log
 from skerry_hub.console.queries.fleet import search
 from skerry_hub.console.queries.paging import Page, clamp
@@ -103,6 +103,38 @@ def test_breakable_names_stay_escaped(name: str) -> None:
     from markupsafe import escape
 
     assert str(text.breakable(name)).replace("<wbr>", "") == str(escape(name))
+
+
+@pytest.mark.parametrize(
+    ("typed", "field"),
+    [
+        ({"version": "digits"}, "version"),
+        ({"waves": "two"}, "waves"),
+        ({"waves": "x %"}, "waves"),
+        ({"waves": "1"}, "waves"),
+        ({"waves": "60 %, 20 %, 100 %"}, "waves"),
+        ({"soak_s": "-1"}, "soak_s"),
+        ({"wave_pause_s": "inf"}, "wave_pause_s"),
+        ({"threshold": "130"}, "threshold"),
+        ({"device_timeout_min": "0"}, "device_timeout_min"),
+    ],
+)
+def test_a_mistake_names_its_field(typed: dict[str, str], field: str) -> None:
+    form = RolloutForm.read({"version": "digits:3", **typed})
+
+    def use() -> None:
+        form.module()
+        check_plan(form.plan())
+
+    with pytest.raises(InputError) as raised:
+        use()
+    assert wrong_field(raised.value) == field
+
+
+def test_not_every_problem_is_one_fields() -> None:
+    assert wrong_field(None) == ""
+    assert wrong_field(InputError("rollout.conflict", "cannot roll out: another one runs")) == ""
+    assert wrong_field(InputError("query.invalid", "cannot use the tag query")) == "target"
 
 
 waves = st.lists(

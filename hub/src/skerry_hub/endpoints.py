@@ -188,7 +188,7 @@ def check(name: str, routes: Sequence[Route], shadow: Sequence[Route]) -> None:
         InputError: ``endpoint.invalid``.
     """
     if not _NAME.fullmatch(name):
-        raise _invalid(name, "a name is 1 to 63 of a-z, 0-9 and -")
+        raise _invalid(name, "a name is 1 to 63 of a-z, 0-9 and -", field="name")
     if not routes:
         raise _invalid(name, "no version answers; name at least one in the split")
     for what, found in (("the split", routes), ("the shadows", shadow)):
@@ -290,5 +290,5 @@ def _names(keys: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{module}:{version}" for module, version in sorted(keys))
 
 
-def _invalid(name: str, problem: str) -> InputError:
-    return InputError("endpoint.invalid", f"cannot set the endpoint {name[:80]!r}: {problem}")
+def _invalid(name: str, problem: str, **data: str) -> InputError:
+    return InputError("endpoint.invalid", f"cannot set the endpoint {name[:80]!r}: {problem}", **data)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skerry_hub.rules.rollout import Plan, Wave
-from skerry_modules.errors import InputError
+from skerry_modules.errors import InputError, SkerryError
 
 WAVES = "1, 25 %, 100 %"
 
@@ -39,17 +39,19 @@ class RolloutForm:
         """
         name, colon, number = self.version.rpartition(":")
         if not colon or not (number.isascii() and number.isdigit()):
-            raise InputError("request.invalid", "cannot start a rollout without a model version: choose one")
+            raise InputError(
+                "request.invalid", "cannot start a rollout without a model version: choose one", field="version"
+            )
         return name, int(number)
 
     def plan(self) -> Plan:
         """Raises InputError ``request.invalid`` for what is no number; ``rules.rollout.check_plan`` judges the rest."""
         return Plan(
             waves=parse_waves(self.waves),
-            soak_s=_number(self.soak_s, "soak"),
-            wave_pause_s=_number(self.wave_pause_s, "pause between waves"),
-            failure_threshold=_number(self.threshold, "failure threshold") / 100,
-            device_timeout_s=_number(self.device_timeout_min, "device deadline") * 60,
+            soak_s=_number(self.soak_s, "soak", "soak_s"),
+            wave_pause_s=_number(self.wave_pause_s, "pause between waves", "wave_pause_s"),
+            failure_threshold=_number(self.threshold, "failure threshold", "threshold") / 100,
+            device_timeout_s=_number(self.device_timeout_min, "device deadline", "device_timeout_min") * 60,
             on_failure=self.on_failure,
         )
 
@@ -63,12 +65,14 @@ def parse_waves(text: str) -> tuple[Wave, ...]:
     waves = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         if part.endswith("%"):
-            waves.append(Wave(percent=_number(part[:-1].strip(), "waves")))
+            waves.append(Wave(percent=_number(part[:-1].strip(), "waves", "waves")))
         elif part.isascii() and part.isdigit():
             waves.append(Wave(count=int(part)))
         else:
             raise InputError(
-                "request.invalid", f"cannot use the wave {part!r}: write a number of devices, or a share such as 25 %"
+                "request.invalid",
+                f"cannot use the wave {part!r}: write a number of devices, or a share such as 25 %",
+                field="waves",
             )
     return tuple(waves)
 
@@ -78,11 +82,23 @@ def format_waves(waves: tuple[Wave, ...]) -> str:
     return ", ".join(f"{wave.percent:g} %" if wave.percent else str(wave.count) for wave in waves)
 
 
-def _number(text: str, what: str) -> float:
+_OF_PLAN = {"failure_threshold": "threshold", "device_timeout_s": "device_timeout_min"}
+_OF_CODE = {"query.invalid": "target", "rollout.empty_target": "target", "endpoint.changed": "name"}
+
+
+def wrong_field(problem: SkerryError | None) -> str:
+    """The field of a form that a problem is about, so that it can be told there; empty where it is no single one's."""
+    if problem is None:
+        return ""
+    field = str(problem.data.get("field", "")).partition("[")[0]
+    return _OF_PLAN.get(field, field) or _OF_CODE.get(problem.code, "")
+
+
+def _number(text: str, what: str, field: str) -> float:
     try:
         value = float(text.replace(",", "."))
     except ValueError:
-        raise InputError("request.invalid", f"cannot use {text!r} as the {what}: write a number") from None
+        raise InputError("request.invalid", f"cannot use {text!r} as the {what}: write a number", field=field) from None
     if not math.isfinite(value):
-        raise InputError("request.invalid", f"cannot use {text!r} as the {what}: write a finite number")
+        raise InputError("request.invalid", f"cannot use {text!r} as the {what}: write a finite number", field=field)
     return value

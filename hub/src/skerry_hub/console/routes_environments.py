@@ -38,7 +38,7 @@ def environment(name: str, request: Request) -> Response:
     )
 
 
-@router.get("/environments/{name}/versions/{version}")
+@router.get("/environments/{name}/versions/{version:int}")
 def version(name: str, version: int, request: Request) -> Response:
     with hub(request).db.read() as session:
         found = queries.version(session, name, version)

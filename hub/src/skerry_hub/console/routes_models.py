@@ -37,7 +37,7 @@ def model(name: str, request: Request) -> Response:
     )
 
 
-@router.get("/models/{name}/versions/{version}")
+@router.get("/models/{name}/versions/{version:int}")
 def version(name: str, version: int, request: Request) -> Response:
     with hub(request).db.read() as session:
         registry.get_version(session, name, version)

@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse
 
 from skerry_hub.console import format as text
 from skerry_hub.console import live
+from skerry_hub.console.forms import wrong_field
 from skerry_modules.errors import CODES
 
 VERSION: Final = metadata.version("skerry")
@@ -72,7 +73,11 @@ def environment() -> Environment:
         compact=lambda value: json.dumps(value, separators=(",", ":")),
     )
     found.globals.update(
-        asset=asset, navigation=NAVIGATION, percent=text.percent, explain=lambda code: CODES.get(code, "")
+        wrong_field=wrong_field,
+        asset=asset,
+        navigation=NAVIGATION,
+        percent=text.percent,
+        explain=lambda code: CODES.get(code, ""),
     )
     return found
 

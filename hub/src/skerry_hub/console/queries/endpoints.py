@@ -178,7 +178,8 @@ def foresee(session: Session, form: EndpointForm) -> Foreseen:
         endpoints.check(form.name or "new", routes, shadows)
         query = parse(form.target or "*")
     except InputError as error:
-        return Foreseen(routes, shadows, error.message)
+        message = error.message if form.name else error.message.replace(" 'new'", "", 1)  # no name is typed yet
+        return Foreseen(routes, shadows, message)
     row = session.get(Endpoint, form.name)
     before = endpoints.way_back(row, routes) if row is not None and form.keep_before else ()
     named = {(one.module, one.version) for one in (*routes, *shadows, *before)}

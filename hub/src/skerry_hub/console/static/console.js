@@ -104,6 +104,12 @@
   document.addEventListener("DOMContentLoaded", age);
   document.addEventListener("htmx:after:settle", age);
 
+  // A form that came back: on a phone what was wrong with it may be far above the button. A marked field has the focus.
+  document.addEventListener("htmx:after:swap", (event) => {
+    if (event.detail.ctx.request?.method !== "POST" || document.querySelector("[aria-invalid=true]")) return;
+    document.getElementById("problem")?.scrollIntoView({ block: "center" });
+  });
+
   // -- theme -----------------------------------------------------------------------------------------------------
   const THEMES = ["system", "light", "dark"];
   const setTheme = (name) => {
