@@ -162,7 +162,7 @@ def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
     except msgspec.ValidationError as error:
         field, problem = _split(str(error))
         raise _invalid(text, source, field, problem) from error
-    for field, problem in problems(manifest):
+    for field, problem in problems(manifest) + _option_problems(manifest):
         raise _invalid(text, source, field, problem)
     return manifest
 
@@ -209,6 +209,14 @@ def problems(manifest: Manifest) -> list[tuple[str, str]]:
     return found
 
 
+def _option_problems(manifest: Manifest) -> list[tuple[str, str]]:
+    """Looked for where it is written only: a device must not give up what it proved for an option that it knows not."""
+    found = options.problems(manifest.engine, manifest.options)
+    for place, step in enumerate(manifest.steps):
+        found += options.problems(step.engine or "", step.options, f"steps[{place}].options")
+    return found
+
+
 def _single_problems(manifest: Manifest) -> list[tuple[str, str]]:
     """Of a module that is one model."""
     found: list[tuple[str, str]] = []
@@ -219,7 +227,6 @@ def _single_problems(manifest: Manifest) -> list[tuple[str, str]]:
     for place, spec in enumerate(manifest.outputs):
         if spec.source:
             found.append((f"outputs[{place}].from", f'only outputs of engine = "{PIPELINE}" say where they come from'))
-    found += options.problems(manifest.engine, manifest.options)
     return found + _input_problems("inputs", manifest.inputs)
 
 
@@ -234,7 +241,6 @@ def _pipeline_problems(manifest: Manifest) -> list[tuple[str, str]]:
         where = f"steps[{place}]"
         if not step.combine:
             found += _tensor_problems(f"{where}.inputs", step.inputs)
-            found += options.problems(step.engine or "", step.options, f"{where}.options")
         found += _tensor_problems(f"{where}.outputs", step.outputs)
         found += _input_problems(f"{where}.inputs", step.inputs) + _input_problems(f"{where}.outputs", step.outputs)
         for side, specs in (("inputs", step.inputs), ("outputs", step.outputs)):
