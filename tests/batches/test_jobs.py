@@ -23,11 +23,12 @@ from support.processes import stop, wait_until
 from .world import World, table
 
 pytestmark = pytest.mark.mosquitto
+DEVICES = ("dev-1", "dev-2")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(tmp_path_factory.mktemp("w")).running("dev-1", "dev-2") as made:
+    with World(tmp_path_factory.mktemp("w")).running(*DEVICES) as made:
         made.roll_out("adder", 0.0)
         made.roll_out("slow", 0.002)
         yield made
@@ -42,6 +43,7 @@ def _all_are_up(world: World) -> None:
     for device, agent in list(world.agents.items()):
         if agent.poll() is not None:
             world.start_agent(device)
+    wait_until(lambda: all(world.serves(device) for device in world.agents), what="all to serve")
 
 
 def scores(path: Path | str) -> dict[str, list[Any]]:
@@ -215,6 +217,41 @@ def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: P
     found = scores(tmp_path / f"batch-{job}.parquet")
     assert found["row"] == list(range(1600)), "each row once"
     np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("away", ["killed", "asleep"])
+def test_what_a_device_had_of_a_part_goes_when_another_has_done_it(world: World, tmp_path: Path, away: str) -> None:
+    table(tmp_path / "in.csv", 300)
+    upload = world.client.upload_batch_input(tmp_path / "in.csv")
+    job = world.client.start_batch("slow", "*", upload=upload, keep=["id"], part_rows=300, rows=10, input="in.csv").id
+    held: list[str] = []
+
+    def begun() -> bool:  # some of it is scored
+        found = {device: list(world.state(device).glob(f"batch/work/{job}-*/result.rows.batch")) for device in DEVICES}
+        held[:] = [device for device, folders in found.items() if folders]
+        return bool(held)
+
+    wait_until(begun, what="a device to score")
+    work, agent = world.state(held[0]) / "batch", world.agents[held[0]]
+    if away == "killed":
+        world.kill(held[0])
+    else:
+        agent.send_signal(signal.SIGSTOP)
+    try:
+        assert world.wait_for(job, "done", "failed").scored == 300
+        assert [part.device for part in world.client.batch_parts(job)] != held, "the other did it"
+        assert list(work.glob(f"work/{job}-*")), "what the device had stands there: nobody could tell it"
+        if away == "killed":  # and whoever knew that it should be told is gone too
+            assert world.hub is not None
+            stop(world.hub, by=signal.SIGKILL)
+            world.start_hub()
+    finally:
+        if away == "killed":
+            world.start_agent(held[0])
+        else:
+            agent.send_signal(signal.SIGCONT)
+    wait_until(lambda: not list(work.glob(f"work/{job}-*")), what="the device to forget it", seconds=30)
+    wait_until(lambda: not list(work.glob("objects/*")), what="its input to go too")
 
 
 @pytest.mark.parametrize("where", ["hub", "id=dev-1"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry_agent.jobs.command import allowed
+from skerry_agent.jobs.folders import allowed
 from skerry_agent.rules.upload import ASK, Upload, UploadSettings
 from skerry_hub.rules import batch as rules
 from skerry_hub.rules.batch import BatchLimits, JobState, Part, PartState, Place

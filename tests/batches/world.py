@@ -117,6 +117,11 @@ class World:
             return bool(control.ask(self.state(device), "status")["hub"]["connected"])
         return False
 
+    def serves(self, device: str) -> bool:
+        """Whether the hub knows it to serve both modules."""
+        reported = self.client.device_modules(device).reported
+        return sum(one.phase == "Healthy" and one.role == "current" for one in reported) == 2
+
     def kill(self, device: str) -> None:
         stop(self.agents[device], by=signal.SIGKILL)
 

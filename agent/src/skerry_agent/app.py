@@ -203,7 +203,7 @@ class App:
         from skerry_agent.profiling.command import Profiler
 
         profiler = Profiler(self.settings.device.id, self.profile, self.disk, self.plane, self.in_disk_thread)
-        scorer = wiring.make_part_scorer(self)
+        scorer = self._parts = wiring.make_part_scorer(self)
         return Commands(
             self.settings.folder,
             lambda result: self.outbox.put("result", result),
@@ -242,6 +242,7 @@ class App:
         self._spawn("telemetry", self.telemeter.run)
         self._spawn("health", self._report_health)
         self._spawn("watchdog", self._watch)
+        self._spawn("batch parts", self._parts.look_after)
         self.feeders = wiring.make_feeders(self)
         for feeder in self.feeders:
             self._spawn(feeder.name, feeder.run)

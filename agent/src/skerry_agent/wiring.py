@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from skerry_agent.disk import Disk
 from skerry_agent.jobs.command import PartScorer
 from skerry_agent.jobs.courier import Courier
+from skerry_agent.jobs.folders import Folders
 from skerry_agent.mqtt import LinkEvent, LinkSettings, Message, MqttLink
 from skerry_agent.ports import Source
 from skerry_agent.rules.brain import Brain
@@ -95,14 +96,13 @@ def make_part_scorer(app: App) -> PartScorer:
         lambda: any(app.outbox.facts["streams"][name] for name in urgent),
     )
     return PartScorer(
-        settings.folder,
+        [settings.folder / "inputs", *(Path(one).expanduser() for one in settings.batch.inputs)],
         settings.batch,
-        disk,
+        Folders(disk, budget_mb=settings.batch.budget_mb, spare_mb=spare_mb),
         courier,
         address=lambda: addresses(app.plane, settings).split(", ", maxsplit=1)[0],
         connected=lambda: app.hub.connected,
         on_disk=app.in_disk_thread,
-        spare_mb=spare_mb,
     )
 
 

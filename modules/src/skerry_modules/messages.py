@@ -270,8 +270,9 @@ class Piece(_Map, frozen=True, kw_only=True, omit_defaults=False):
     """One chunk of a batch part's result, which the hub answers with :class:`Taken`.
 
     ``digest`` and ``size`` are the whole result's; ``number`` counts its chunks as ``skerry_modules.chunks`` cuts them,
-    and ``data`` is framed as there. ``number`` −1 (no data) asks what the hub lacks. The result stands on the device's
-    disk until the hub has all of it, so it needs no spool: what is not answered is sent again.
+    and ``data`` is framed as there. ``number`` −1 (no data) asks what the hub lacks; with no ``digest`` either, only
+    whether the part is still wanted. The result stands on the device's disk until the hub has all of it, so it needs no
+    spool: what is not answered is sent again.
     """
 
     v: int = FORMAT
@@ -393,7 +394,8 @@ class Command(_Map, frozen=True, kw_only=True, omit_defaults=False):
 class Taken(_Map, frozen=True, kw_only=True, omit_defaults=False):
     """What the hub still lacks of a batch part's result: a bitmap of its chunks, said after they were stored.
 
-    ``over``: nothing more of it is needed: all of it is kept, or another device was faster, or the job has ended.
+    ``over``: nothing more of it is needed: all of it is kept, or another device was faster, or the job has ended. With
+    no ``digest`` it means whatever the device has of the part.
     """
 
     v: int = FORMAT

@@ -1,172 +1,185 @@
 """The command ``batch``: score one part of a job, behind live traffic, and see that the hub has the result.
 
-What is fetched and scored stands on the disk under ``batch/`` of the state folder until the hub has it all: an agent
-that is killed is given the part again, and goes on from there. The command ``batch-stop`` ends a job here.
+Up to :data:`AT_ONCE` parts are in hand: while one is scored, the input of the next is fetched and the result before it
+sent. Each of the three is done for one part at a time, in the order in which the parts came; a part for which there
+is no room waits for those before it.
+
+What is fetched and scored stands on the disk under ``batch/`` of the state folder until the hub needs nothing more of
+it: an agent that is killed is given the part again, and goes on from there. Whether a part that stands here idle is
+still wanted is asked whenever the hub comes, and now and then. The command ``batch-stop`` ends a job here, or a part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import time
-import zipfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from skerry_agent.commands import Progress
-from skerry_agent.disk import MB, Disk
 from skerry_agent.jobs import child
 from skerry_agent.jobs.courier import Courier
+from skerry_agent.jobs.folders import RESULT, Folders, Key, allowed
 from skerry_agent.settings import Batch
-from skerry_modules.batches import MAX_PART_BYTES, PartOrder, order_of
+from skerry_modules.batches import PartOrder, order_of
 from skerry_modules.errors import InputError, ResourceError, SkerryError
-from skerry_modules.manifest import is_plain
 from skerry_modules.messages import Command
 
-STALE_S: Final = 7 * 86_400.0
-"""Parts that nobody asked for again for so long are forgotten."""
+AT_ONCE: Final = 2
+"""Parts in hand at most: the one that is scored, and the one before or after it."""
 SCORED: Final = 0.95
 """The share of the whole when all rows are scored; the rest is sending."""
-_MAX_FILES: Final = 10_000
+ASK_S: Final = 300.0
+"""How often the hub is asked about parts that stand here idle, besides whenever it comes back."""
 
 
 class PartScorer:
     """The handler.
 
     Args:
-        folder: the agent's state folder; ``disk`` keeps inputs under ``batch/`` of it.
-        settings: what the hub may have scored, and how much room it may take.
+        inputs: folders whose files the hub may have scored; relative paths stand in the first.
+        settings: how much room parts may take, and how often the hub hears of them.
+        folders: what parts take on the disk.
         courier: fetches and sends.
         address: where the child scores; empty: nowhere.
         connected: whether the hub would hear.
         on_disk: runs a function in the disk's thread.
-        spare_mb: disk that must stay free.
     """
 
     def __init__(
         self,
-        folder: Path,
+        inputs: list[Path],
         settings: Batch,
-        disk: Disk,
+        folders: Folders,
         courier: Courier,
         *,
         address: Callable[[], str],
         connected: Callable[[], bool],
         on_disk: Callable[[Callable[[], Any]], Awaitable[Any]],
-        spare_mb: int,
     ) -> None:
-        self._inputs = [folder / "inputs", *(Path(one).expanduser() for one in settings.inputs)]
-        self._settings, self._disk, self._courier = settings, disk, courier
+        self._inputs, self._settings, self._folders, self._courier = inputs, settings, folders, courier
         self._address, self._connected, self._on_disk = address, connected, on_disk
-        self._spare_mb = spare_mb
-        self._work = disk.folder / "work"
-        self._running: dict[int, asyncio.Task[Any]] = {}
-        self._stopped: set[int] = set()
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._disk.prepare()
-        self._work.mkdir(exist_ok=True)
-        for left in self._work.iterdir():
-            if time.time() - left.stat().st_mtime > STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
-        if not any(self._work.iterdir()):  # nobody goes on with what was fetched
-            for fetched in (*self._disk.objects.iterdir(), *self._disk.partial.iterdir()):
-                fetched.unlink(missing_ok=True)
+        self._in_hand: dict[Key, asyncio.Task[dict[str, Any]]] = {}  # in the order in which they came
+        self._stopped: set[Key] = set()
+        self._letting_go: set[asyncio.Task[None]] = set()
+        self._fetching, self._scoring, self._sending = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        courier.on_unwanted = self._unwanted
+        folders.prepare()
 
     async def __call__(self, command: Command, progress: Progress) -> dict[str, Any]:
         """Arguments: those of ``skerry_modules.batches.PartOrder``.
 
         Raises:
-            SkerryError: ``request.invalid``, ``batch.*``, ``resource.no_space``, ``scoring.*``, ``module.unknown``.
+            SkerryError: ``request.invalid``, ``batch.*``, ``resource.no_space``, ``scoring.*``, ``module.unknown``,
+                ``command.busy``: the part is in hand already, for a command that the hub gave up.
         """
         order = order_of(command.arguments)
+        key = (order.job, order.part)
+        if key in self._in_hand:
+            text = f"cannot begin part {order.part} of the batch job {order.job}: it is in hand here already"
+            raise ResourceError("command.busy", text)
         told = _Told(progress, self._settings.report_s, self._connected)
-        task = asyncio.ensure_future(self._carry_out(order, told))
-        self._running[order.job] = task
+        task = self._in_hand[key] = asyncio.ensure_future(self._carry_out(order, told))
         try:
             async with told:
                 return await task
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            if order.job not in self._stopped:
+            if key not in self._stopped:
                 raise
-            await self._on_disk(lambda: self._forget(order))
+            await self._on_disk(lambda: self._folders.forget(key))
             raise InputError("batch.cancelled", f"cannot go on: the batch job {order.job} was cancelled") from None
         except SkerryError as error:
             if isinstance(error, InputError) or error.code == "resource.no_space":  # nothing to go on from here
-                await self._on_disk(lambda: self._forget(order))
+                await self._on_disk(lambda: self._folders.forget(key))
             raise
         finally:
-            self._running.pop(order.job, None)
-            self._stopped.discard(order.job)
+            self._in_hand.pop(key, None)
+            self._stopped.discard(key)
+
+    # -- ending --------------------------------------------------------------------------------------------------------
 
     async def stop(self, command: Command, _progress: Progress) -> dict[str, Any]:
-        """The command ``batch-stop``: ``job`` is not wanted any more."""
-        job = command.arguments.get("job")
-        if not isinstance(job, int):
-            raise InputError("request.invalid", "cannot stop a batch job: name it")
-        task = self._running.get(job)
+        """The command ``batch-stop``: ``job`` is not wanted any more, or only its ``part``, where one is named."""
+        job, part = command.arguments.get("job"), command.arguments.get("part")
+        if not isinstance(job, int) or not isinstance(part, int | None):
+            raise InputError("request.invalid", "cannot stop a batch job: name it, and the part by its number")
+        held = await self._on_disk(self._folders.held)
+        for key in {*held, *self._in_hand}:
+            if key[0] == job and part in (None, key[1]):
+                await self._let_go(key)
+        return {}
+
+    async def _let_go(self, key: Key) -> None:
+        task = self._in_hand.get(key)
         if task is not None:
-            self._stopped.add(job)
+            self._stopped.add(key)
             task.cancel()
         else:
-            await self._on_disk(lambda: self._forget_job(job))
-        return {}
+            await self._on_disk(lambda: self._folders.forget(key))
+
+    def _unwanted(self, job: int, part: int) -> None:
+        task = asyncio.ensure_future(self._let_go((job, part)))
+        self._letting_go.add(task)  # the loop itself holds no task
+        task.add_done_callback(self._letting_go.discard)
+
+    async def look_after(self) -> None:
+        """Never ends: asks the hub about the parts that stand here and that nobody works on."""
+        while True:
+            if self._connected():
+                for job, part in await self._on_disk(self._folders.held):
+                    if (job, part) not in self._in_hand:
+                        self._courier.ask(job, part)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_S):
+                    await self._courier.came_up.wait()
+            self._courier.came_up.clear()
+
+    # -- one part ------------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, order: PartOrder, told: _Told) -> dict[str, Any]:
-        folder = self._work / f"{order.job}-{order.part}"
-        await self._on_disk(lambda: self._begin(order, folder))
-        result = folder / "result.rows"
-        if not result.exists():
-            told("fetching", 0.0)
-            source = await self._source(order, folder, told)
-            told("scoring", 0.0)
-            await self._score(order, source, result, told)
-        told("sending", SCORED)
-        await self._courier.send(order, result, lambda share: told("sending", SCORED + (1 - SCORED) * share))
-        await self._on_disk(lambda: self._forget(order))
+        told("waiting: others are before it", 0.0)
+        result = self._folders.path(order) / RESULT
+        async with self._fetching:
+            source = await self._begun(order, told)
+        if source is not None:
+            async with self._scoring:
+                told("scoring", 0.0)
+                await self._score(order, source, result, told)
+        async with self._sending:
+            told("sending", SCORED)
+            await self._courier.send(order, result, lambda share: told("sending", SCORED + (1 - SCORED) * share))
+            await self._on_disk(lambda: self._folders.forget((order.job, order.part)))
         return {}
 
-    def _begin(self, order: PartOrder, folder: Path) -> None:
-        """The part's folder: what is there of the same order stays."""
-        note = folder / "order.json"
-        text = msgspec.json.encode(order)
-        try:
-            if folder.exists() and (not note.exists() or note.read_bytes() != text):
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
-            note.write_bytes(text)
-        except OSError as error:
-            raise ResourceError("resource.no_space", f"cannot begin a part in {folder}: {error.strerror}") from error
-        taken = sum(path.stat().st_size for path in self._disk.folder.rglob("*") if path.is_file())
-        if taken + order.size > self._settings.budget_mb * MB:
-            raise ResourceError(
-                "resource.no_space",
-                f"cannot take a part of {order.size / MB:.1f} MB: batch jobs have {taken / MB:.1f} MB here already and "
-                f"may have {self._settings.budget_mb} MB; raise batch.budget_mb, or make smaller parts (--part-rows)",
-            )
-        self._check_room()
+    async def _begun(self, order: PartOrder, told: _Told) -> Path | None:
+        """Its input on the disk; None: it was scored before. Without room for it, it waits for the parts before it."""
+        while True:
+            try:
+                folder: Path = await self._on_disk(lambda: self._folders.begin(order))
+                if (folder / RESULT).exists():
+                    return None
+                told("fetching", 0.0)
+                return await self._source(order, told)
+            except ResourceError as error:
+                before = self._before((order.job, order.part))
+                if error.code != "resource.no_space" or not before:
+                    raise
+                told("waiting: for room", 0.0)
+                await asyncio.wait(before, return_when=asyncio.FIRST_COMPLETED)
 
-    def _check_room(self) -> None:
-        free = self._disk.free_mb()
-        if free < self._spare_mb:
-            raise ResourceError(
-                "resource.no_space",
-                f"cannot go on: the disk has {free} MB free, and {self._spare_mb} MB are kept in reserve; "
-                "free some space",
-            )
+    def _before(self, key: Key) -> list[asyncio.Task[Any]]:
+        """Parts that came before this one: those after it may be waiting for it."""
+        keys = list(self._in_hand)
+        return [self._in_hand[one] for one in keys[: keys.index(key)]]
 
-    async def _source(self, order: PartOrder, folder: Path, told: _Told) -> Path:
+    async def _source(self, order: PartOrder, told: _Told) -> Path:
         if order.kind == "path":
             return allowed(order.path, self._inputs)
         fetched = await self._courier.fetch(order.input, order.size, lambda _share: told("fetching", 0.0))
-        return await self._on_disk(lambda: laid_out(order, fetched, folder))  # type: ignore[no-any-return]
+        return await self._on_disk(lambda: self._folders.lay_out(order, fetched))  # type: ignore[no-any-return]
 
     async def _score(self, order: PartOrder, source: Path, result: Path, told: _Told) -> None:
         address = self._address()
@@ -174,24 +187,11 @@ class PartScorer:
             raise ResourceError("batch.failed", "cannot score: the agent serves nowhere; set serving.http")
 
         def heard(line: child.Line) -> None:
-            self._check_room()
+            self._folders.check_room()
             unit = f"{line.done:,} of {line.units:,} {line.unit}"
             told(f"scoring: {unit}", SCORED * line.done / max(line.units, 1))
 
         await child.run(child.arguments(order, source, result, address), heard)
-
-    def _forget(self, order: PartOrder) -> None:
-        """In the disk's thread."""
-        shutil.rmtree(self._work / f"{order.job}-{order.part}", ignore_errors=True)
-        if order.input:
-            (self._disk.objects / order.input).unlink(missing_ok=True)
-            self._disk.drop_partials(())
-
-    def _forget_job(self, job: int) -> None:
-        for folder in self._work.glob(f"{job}-*"):
-            with contextlib.suppress(OSError, msgspec.DecodeError):
-                self._forget(msgspec.json.decode((folder / "order.json").read_bytes(), type=PartOrder))
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Told:
@@ -199,7 +199,7 @@ class _Told:
 
     def __init__(self, progress: Progress, every_s: float, connected: Callable[[], bool]) -> None:
         self._progress, self._every_s, self._connected = progress, every_s, connected
-        self._step, self._share, self._text, self._at = "", 0.0, "", 0.0
+        self._step, self._share, self._text = "", 0.0, ""
         self._beat: asyncio.Task[None] | None = None
 
     def __call__(self, text: str, share: float) -> None:
@@ -225,67 +225,3 @@ class _Told:
     def _tell(self) -> None:
         if self._connected():  # nobody hears it otherwise, and the spool need not fill with it
             self._progress(self._share, self._text)
-
-
-def allowed(path: str, folders: list[Path]) -> Path:
-    """The path, where the device's owner lets the hub have it scored. Relative ones stand in the first folder.
-
-    Raises:
-        InputError: ``batch.not_allowed``, ``batch.input``.
-    """
-    try:
-        found = (folders[0] / path).resolve()
-        roots = [folder.resolve() for folder in folders]
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError("batch.input", f"cannot score {path}: {error}") from error
-    if not any(found == root or root in found.parents for root in roots):
-        raise InputError(
-            "batch.not_allowed",
-            f"cannot score {path}: this device lets the hub have {', '.join(map(str, roots))} scored; put it there, or "
-            "add its folder to batch.inputs in the device's agent.toml",
-        )
-    if not found.exists():
-        raise InputError("batch.input", f"cannot score {path}: there is no such file or folder on the device")
-    return found
-
-
-def laid_out(order: PartOrder, fetched: Path, folder: Path) -> Path:
-    """A fetched input as the child reads it.
-
-    Raises:
-        InputError: ``batch.input``.
-        ResourceError: ``resource.no_space``.
-    """
-    source = folder / ("input.csv.gz" if order.kind == "table" else "files")
-    try:
-        if source.exists():
-            return source
-        if order.kind == "table":
-            source.symlink_to(fetched.resolve())
-            return source
-        draft = folder / "files.new"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _unzip(fetched, draft)
-        draft.rename(source)
-    except OSError as error:
-        raise ResourceError("resource.no_space", f"cannot lay out a part: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise InputError("batch.input", f"cannot read a part of the batch job: {error}") from error
-    return source
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    left = MAX_PART_BYTES
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        if len(members) > _MAX_FILES:
-            raise ValueError(f"it holds {len(members)} files, the limit is {_MAX_FILES}")
-        for member in members:
-            left -= member.file_size
-            if not is_plain(member.filename) or left < 0:
-                raise ValueError(f"it holds {member.filename[:80]!r}, which cannot be laid out")
-            target = folder / PurePosixPath(member.filename)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(member) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file)

@@ -1,7 +1,8 @@
 """Fetches the input of a part from the hub and sends its result there: pure rules over the link and the disk.
 
 An input comes as any object does: chunks that are asked for, kept as they come, checked as a whole. A result goes out
-of its file, a few chunks at a time, and only while nothing more urgent waits in the spool.
+of its file, a few chunks at a time, and only while nothing more urgent waits in the spool. Inputs and results may be on
+their way at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -50,8 +51,11 @@ class Courier:
         self._device, self._hub, self._disk, self._on_disk, self._urgent = device, hub, disk, on_disk, urgent
         self._uploads: dict[tuple[int, int, str], Upload] = {}
         self._reception = Reception()
-        self._downloads: set[Download] = set()
-        self._wake = asyncio.Event()
+        self._waiting: set[asyncio.Event] = set()  # one of each transfer: what happened wakes all of them
+        self.came_up = asyncio.Event()
+        """Set when the link came up, or the hub came back; cleared by who waits for it."""
+        self.on_unwanted: Callable[[int, int], None] = lambda job, part: None
+        """Told (job, part) when the hub said that it needs nothing more of a part."""
         hub.on_taken = self._taken
         hub.watchers.append(self._linked)
 
@@ -59,7 +63,27 @@ class Courier:
         (self._reception.up if up else self._reception.down)(time.monotonic())
         for upload in self._uploads.values():
             upload.linked(up)
-        self._wake.set()
+        if up:
+            self.came_up.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for event in self._waiting:
+            event.set()
+
+    @contextlib.contextmanager
+    def _transfer(self) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+
+    def ask(self, job: int, part: int) -> None:
+        """Ask whether a part that stands here is still wanted; where it is not, ``on_unwanted`` hears of it."""
+        piece = messages.Piece(job=job, part=part, digest="", size=0, number=ASK)
+        self._hub.publish(topics.up(self._device, "piece"), messages.encode(piece))
 
     # -- the input ----------------------------------------------------------------------------------------------------
 
@@ -79,11 +103,12 @@ class Courier:
         def take(part: int, payload: bytes) -> None:
             if sum(len(data) for _, data in arrived) < BACKLOG_BYTES:
                 arrived.append((part, payload))
-                self._wake.set()
+                self._wake()
 
         self._hub.takers[digest] = take
         try:
-            await self._drive(download, arrived, tell)
+            with self._transfer() as wake:
+                await self._drive(download, arrived, tell, wake)
         finally:
             self._hub.takers.pop(digest, None)
             for effect in download.stop() if not download.ended else ():
@@ -93,7 +118,9 @@ class Courier:
             raise kind(*download.reason)
         return self._disk.objects / digest
 
-    async def _drive(self, download: Download, arrived: deque[tuple[int, bytes]], tell: Tell) -> None:
+    async def _drive(
+        self, download: Download, arrived: deque[tuple[int, bytes]], tell: Tell, wake: asyncio.Event
+    ) -> None:
         todo = deque(download.start())
         was_up = self._reception.connected
         while not download.ended:
@@ -111,7 +138,7 @@ class Courier:
             elif found := download.tick(now):
                 todo.extend(found)
             elif not todo:
-                await self._pause(download.next_deadline)
+                await _pause(wake, download.next_deadline)
 
     async def _perform(self, effect: fx.Effect, download: Download) -> list[fx.Effect]:
         digest, size = download.digest, download.size
@@ -143,20 +170,19 @@ class Courier:
         key = (order.job, order.part, digest)
         upload = self._uploads[key] = Upload(size, UploadSettings(), connected=self._hub.connected)
         try:
-            while not upload.over:
-                if self._urgent():
-                    await self._pause(time.monotonic() + _YIELD_S)
-                    continue
-                for number in upload.due(time.monotonic()):
-                    data = b""
-                    if number != ASK:
-                        data = await self._on_disk(partial(_read, path, number))
-                    piece = messages.Piece(
-                        job=order.job, part=order.part, digest=digest, size=size, number=number, data=data
-                    )
-                    self._hub.publish(topics.up(self._device, "piece"), messages.encode(piece))
-                tell(upload.progress)
-                await self._pause(upload.next_deadline)
+            with self._transfer() as wake:
+                while not upload.over:
+                    if self._urgent():
+                        await _pause(wake, time.monotonic() + _YIELD_S)
+                        continue
+                    for number in upload.due(time.monotonic()):
+                        data = b"" if number == ASK else await self._on_disk(partial(_read, path, number))
+                        piece = messages.Piece(
+                            job=order.job, part=order.part, digest=digest, size=size, number=number, data=data
+                        )
+                        self._hub.publish(topics.up(self._device, "piece"), messages.encode(piece))
+                    tell(upload.progress)
+                    await _pause(wake, upload.next_deadline)
         finally:
             self._uploads.pop(key, None)
 
@@ -164,14 +190,17 @@ class Courier:
         upload = self._uploads.get((said.job, said.part, said.digest))
         if upload is not None:
             upload.taken(said.bitmap, said.over, time.monotonic())
-            self._wake.set()
+            self._wake()
+        elif said.over and not said.digest:
+            self.on_unwanted(said.job, said.part)
 
-    async def _pause(self, until: float | None) -> None:
-        """Until something happened since the last pause, or ``until``. One part at a time: one waits here at once."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())):
-                await self._wake.wait()
-        self._wake.clear()  # after, not before: what happened while a chunk was read must not be missed
+
+async def _pause(wake: asyncio.Event, until: float | None) -> None:
+    """Until something happened since the last pause, or ``until``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())):
+            await wake.wait()
+    wake.clear()  # after, not before: what happened while a chunk was read must not be missed
 
 
 def _facts(path: Path) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 import threading
 import time
@@ -34,7 +35,7 @@ from skerry_hub.clock import now_ms
 from skerry_hub.rules import batch as rules
 from skerry_hub.rules.batch import ACTIVE, JobState, PartState
 from skerry_hub.tables import BatchPart, BatchRow, CommandRow
-from skerry_modules.batches import COMMAND, STOP
+from skerry_modules.batches import COMMAND, STOP, PartOrder
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.messages import Command
 
@@ -83,6 +84,7 @@ class BatchEngine:
         self._retry: dict[tuple[str, int], float] = {}
         self._here: dict[int, Here] = {}
         self._sent: dict[str, float] = {}  # command or stop: when it was sent last
+        self._active: set[int] = set()  # jobs that went on at the last look
         self._lock = threading.Lock()
         self._pruned = -1e9
         self._over = False
@@ -119,6 +121,8 @@ class BatchEngine:
             for job in jobs:
                 self._guarded(job)
             self._end_children(set(jobs))
+            self._tell_ended(self._active - set(jobs))
+            self._active = set(jobs)
             if time.monotonic() - self._pruned > PRUNE_S:
                 self._pruned = time.monotonic()
                 self._prune()
@@ -176,9 +180,20 @@ class BatchEngine:
                     )
         for row in rows:
             if row.id not in wanted:
-                self._say(f"stop {row.id}", row.device, _stop(row))
+                order = msgspec.json.decode(row.arguments, type=PartOrder)
+                self._say(f"stop {row.id}", row.device, _stop(order.job, order.part))
             elif row.state == commands.CommandState.SENT:
                 self._say(row.id, row.device, _command(row))
+
+    def _tell_ended(self, jobs: set[int]) -> None:
+        """Let devices forget what they have of jobs that have ended. Who is away, or does not hear it, asks later:
+        see :mod:`skerry_hub.batch.results`."""
+        for job in jobs:
+            with self._db.read() as session:
+                parts = batches.parts_of(session, job)
+            left = [set(names_of(part.given)) - {part.device if part.state == PartState.DONE else ""} for part in parts]
+            for device in sorted(set().union(*left) - {HUB}):
+                self._send(device, _stop(job))
 
     def _say(self, key: str, device: str, command: Command) -> None:
         now = time.monotonic()
@@ -383,10 +398,10 @@ def _command(row: CommandRow) -> Command:
     return Command(id=row.id, name=row.name, arguments=msgspec.json.decode(row.arguments), deadline_s=NEVER_S)
 
 
-def _stop(row: CommandRow) -> Command:
-    job = msgspec.json.decode(row.arguments).get("job", 0)
+def _stop(job: int, part: int | None = None) -> Command:
     # An id of its own each time: a device does the same id once, and may not have heard the one before.
-    return Command(id=f"{row.id}-stop-{now_ms()}", name=STOP, arguments={"job": job}, deadline_s=NEVER_S)
+    found = {"job": job} if part is None else {"job": job, "part": part}
+    return Command(id=f"stop-{secrets.token_hex(6)}", name=STOP, arguments=found, deadline_s=NEVER_S)
 
 
 def _named(part: BatchPart) -> str:

@@ -6,6 +6,7 @@ Computed in a reading session first, and only where something changes again in a
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -64,12 +65,27 @@ class Look:
         serving = batches.serving_devices(self._session, self._row.module, self._row.version, self._devices)
         going = select(CommandRow.device).where(col(CommandRow.name) == COMMAND, col(CommandRow.ended_at) == 0)
         busy = set(self._session.exec(going))
+        silent = self._silent(known)
         return {
             name: Place(
-                device=name, online=name in known and known[name].online, serves=name in serving, busy=name in busy
+                device=name,
+                online=name in known and known[name].online and name not in silent,
+                serves=name in serving,
+                busy=name in busy,
             )
             for name in self._devices
         }
+
+    def _silent(self, known: Mapping[str, Device]) -> set[str]:
+        """Devices that let a part's lease run out and were not heard of since: the broker may hold one for connected
+        that has no power any more, and the same part would be lost to it again and again."""
+        lost = [
+            part.command
+            for part in self._parts.values()
+            if part.state == PartState.QUEUED and part.code == "command.no_answer"
+        ]
+        rows = self._session.exec(select(CommandRow).where(col(CommandRow.id).in_(lost))) if lost else ()
+        return {row.device for row in rows if row.device in known and known[row.device].seen_at < row.ended_at}
 
     def _hear(self) -> None:
         """What became of the parts that were given out."""

@@ -5,6 +5,8 @@ Rules:
 * The link's thread only hands over; one thread here works. A chunk is answered after it is on the disk.
 * Only a device that the part was ever given to may send of it, and only while the part is not done: then the answer is
   ``over``, and the device forgets it. So a part counts once, whoever comes first, however often it comes.
+* When it is done, the other devices that ever had it are told at once; who was away asks when it is back, with a piece
+  that names no result. What is answered stands in the part's row, so nothing has to be remembered for anyone.
 * A whole result is checked (digest, frames, outputs) before it counts; one that is not right counts as a failure of
   that device.
 
@@ -133,10 +135,12 @@ class BatchResults:
     def _piece(self, device: str, payload: bytes) -> messages.Taken:
         piece: messages.Piece = messages.decode("piece", payload)
         over = messages.Taken(job=piece.job, part=piece.part, digest=piece.digest, over=True)
+        if not piece.digest:  # it asks for what it still has of the part
+            return msgspec.structs.replace(over, over=device not in self._wanted(piece.job, piece.part, device))
         if not _DIGEST.fullmatch(piece.digest) or not 0 <= piece.size <= self._max_bytes:
             self._refuse(device, "message.malformed", f"cannot take a batch result of {piece.size} bytes")
             return over
-        if device not in self._wanted(piece.job, piece.part):
+        if device not in self._wanted(piece.job, piece.part, device):
             return over
         receipt = self._receipt(piece)
         if piece.number >= 0:
@@ -145,10 +149,10 @@ class BatchResults:
             return over
         return messages.Taken(job=piece.job, part=piece.part, digest=piece.digest, bitmap=receipt.bitmap)
 
-    def _wanted(self, job: int, part: int) -> frozenset[str]:
+    def _wanted(self, job: int, part: int, device: str) -> frozenset[str]:
         """The devices whose result of a part would count; nobody's where it is done, or the job is over."""
         known, at = self._known.get((job, part), (frozenset(), -1e9))
-        if time.monotonic() - at < _KNOWN_S:
+        if device in known and time.monotonic() - at < _KNOWN_S:  # it may have been given the part just now
             return known
         with self._db.read() as session:
             row, found = session.get(BatchRow, job), session.get(BatchPart, (job, part))
@@ -190,20 +194,18 @@ class BatchResults:
                 return False  # a chunk was damaged where it lay: all of it once more
             self._failed(device, piece, error)
             return True
+        result = Result(
+            job=piece.job, part=piece.part, device=device, digest=piece.digest, size=piece.size, counted=counted
+        )
         with self._db.session() as session:
-            finish(
-                session,
-                Result(
-                    job=piece.job,
-                    part=piece.part,
-                    device=device,
-                    digest=piece.digest,
-                    size=piece.size,
-                    counted=counted,
-                ),
-            )
+            finish(session, result)
+            part = session.get(BatchPart, (piece.job, piece.part))
+            others = set(names_of(part.given)) - {device} if part is not None else set()
         self._drop(piece, receipt)
         self._known.pop((piece.job, piece.part), None)
+        forget = messages.encode(messages.Taken(job=piece.job, part=piece.part, digest="", over=True))
+        for other in others:
+            self._publish(topics.down(other, "taken"), forget)
         self._done()
         return True
 
