@@ -215,12 +215,12 @@ class Disk:
             raise no_space(error, f"the object {digest[:12]}") from error
         self._forget(digest)
 
-    def read_object(self, digest: str, limit: int) -> bytes:
+    def read_object(self, digest: str, limit: int, *, only_look: bool = False) -> bytes:
         """A small object's bytes, checked.
 
         Raises:
-            PeerError: ``package.too_large``; ``package.digest_mismatch`` for a damaged object, which is gone then, or
-            one that is not there; ``data["objects"]`` names it.
+            PeerError: ``package.too_large``; ``package.digest_mismatch`` for a damaged object, which is gone then (with
+            ``only_look`` it stays), or one that is not there; ``data["objects"]`` names it.
         """
         path = self.objects / digest
         try:
@@ -237,7 +237,8 @@ class Disk:
                 objects=[digest],
             ) from error
         if hashlib.sha256(data).hexdigest() != digest:
-            path.unlink(missing_ok=True)
+            if not only_look:
+                path.unlink(missing_ok=True)
             raise PeerError(
                 "package.digest_mismatch",
                 f"cannot use the object {digest[:12]}: it was damaged on disk; it is asked for again",
@@ -302,9 +303,9 @@ class Disk:
     def folder_of(self, digest: str) -> Path:
         return self.modules / digest
 
-    def index(self, digest: str) -> Index:
-        """A version's index, from its object. Raises ``PeerError`` (``package.*``)."""
-        return parse_index(self.read_object(digest, DEFAULT_LIMITS.max_index_bytes))
+    def index(self, digest: str, *, only_look: bool = False) -> Index:
+        """A version's index, from its object. Raises ``PeerError`` (``package.*``), as :meth:`read_object`."""
+        return parse_index(self.read_object(digest, DEFAULT_LIMITS.max_index_bytes, only_look=only_look))
 
     def environments_needed(self) -> dict[str, str | None]:
         """By installed version, the key of the environment that it needs: empty for none, None for an index that is
@@ -314,7 +315,8 @@ class Disk:
             if path.name.startswith("."):
                 continue
             try:
-                lock = self.index(path.name).facts.environment
+                # What may need it and is not running must find its object as it was: who uses it judges it.
+                lock = self.index(path.name, only_look=True).facts.environment
             except PeerError:
                 found[path.name] = None
             else:

@@ -357,6 +357,8 @@ class Driver:
     async def _install(self, digest: str) -> dict[str, Any]:
         index = await self._on_disk(self._disk.index, digest)
         await self._on_disk(self._disk.install, digest, index)
+        # While this index was damaged or gone nothing could be collected; and a build may need the room.
+        await self._on_disk(self._environments.collect, self._disk.environments_needed)
         target = await self._on_disk(lambda: environments.target_for(index, self._facts()))
         if target is None or index.facts.environment is None:
             return {}

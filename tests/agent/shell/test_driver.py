@@ -272,6 +272,28 @@ def test_a_missing_object_is_named_so_that_it_is_fetched_again(rig: Rig, tmp_pat
     rig.run(scenario)
 
 
+def test_environments_that_could_not_be_judged_go_when_the_index_is_back(rig: Rig, tmp_path: Path) -> None:
+    digest = rig.hold(module_folder(tmp_path / "m"))
+    index = rig.disk.objects / digest
+    whole = index.read_bytes()
+    left = rig.disk.folder / "environments" / ("e" * 64)
+
+    async def scenario(driver: Driver) -> None:
+        await rig.outcome(driver, fx.Install(digest))
+        left.mkdir()
+        index.chmod(0o644)
+        index.write_bytes(b"torn")
+        await rig.do(driver, fx.Remove("0" * 64))
+        await driver._on_disk(lambda: None)
+        assert left.is_dir()  # the version might need it
+        assert index.read_bytes() == b"torn"  # only looked at: whoever uses it deletes it and has it fetched again
+        index.write_bytes(whole)
+        await rig.outcome(driver, fx.Install(digest))
+        assert not left.exists()
+
+    rig.run(scenario)
+
+
 def test_unload_ends_what_runs_and_its_outcome_never_comes(rig: Rig, tmp_path: Path) -> None:
     digest = rig.hold(module_folder(tmp_path / "m"))
     ended: list[str] = []

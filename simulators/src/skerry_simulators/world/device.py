@@ -17,11 +17,12 @@ import msgspec
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules.brain import Brain
 from skerry_agent.rules.settings import BrainSettings
-from skerry_agent.rules.spool import Kept, SpoolPolicy, SpoolSettings
 from skerry_modules import chunks, messages
-from skerry_modules.messages import STREAM_OF, Ack, Hello, Sample, Up, Want
+from skerry_modules.messages import Hello, Want
 from skerry_simulators.world import modules
+from skerry_simulators.world.environments import Environments
 from skerry_simulators.world.modules import Behaviour
+from skerry_simulators.world.teller import Teller
 
 if TYPE_CHECKING:
     from skerry_simulators.world.world import World
@@ -31,61 +32,40 @@ HUB_KEYS = {modules.HUB.public.keyid: modules.HUB.public}
 SYNC_CHUNKS = 16
 """Chunks between two flushes, as the agent's ``state.sync_chunks``: a power cut loses no other."""
 
-SPOOL = SpoolSettings(max_bytes=20_000, max_record_bytes=15_000, window=8, resend_s=5.0, resend_max_s=60.0)
-
 _state_decoder = msgspec.msgpack.Decoder(messages.State)
-
-
-def _size(kind: str) -> int:
-    """Bytes of a record in the spool, about."""
-    return 200 + len(kind)
 
 
 class PowerCut(Exception):  # noqa: N818 - no error: the virtual power went
     """The power went at this effect."""
 
 
-class Device:
+class Device(Teller):
     """One device. ``brain`` is None while the power is off."""
 
     brain_class: type[Brain] = Brain  # replaced to show that the invariants can fail
 
     def __init__(self, world: World, device: str, settings: BrainSettings) -> None:
-        self.id = device
-        self.world = world
+        super().__init__(world, device)
         self.settings = settings
-        self.rng = random.Random(world.rng.random())
         # the disk
         self.saved: bytes | None = None
         self.complete: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.installed: set[str] = set()
-        self.rows: dict[int, dict[int, tuple[str, Any]]] = {s: {} for s in STREAM_OF.values()}
-        self.next_seq: dict[int, int] = {}
-        self.epoch = self.rng.randbytes(4)
-        self._undeleted: list[tuple[int, int, tuple[str, Any]]] = []
+        self.environments = Environments(self)
         self._unflushed: list[tuple[str, int]] = []
-        self.full = False
         # memory
-        self.brain: Brain | None = None
-        self.policy = SpoolPolicy(SPOOL)
         self.loaded: set[str] = set()
         self.tested: set[str] = set()  # passed their golden test since they were loaded
         self.died: set[str] = set()  # by themselves: the brain may not know yet
         self.routes: dict[str, tuple[str, ...]] = {}
         self.splits: dict[str, fx.SetRoutes] = {}
-        self.boots = 0
         self.moments = 0  # before and after each effect
         self._queue: deque[fx.Event] = deque()
         self._handling = False
         self._running: dict[str, int] = {}  # digest → number of the slow effect under way
         self._number = 0
         self._tick_at: float | None = None
-        self._spool_at: float | None = None
-        self._samples = 0
-        self.connected = False
-        self._booted_at = 0.0
-        self._reached = 0.0
 
     # -- power
 
@@ -95,17 +75,16 @@ class Device:
         self.boots += 1
         self._booted_at = self.world.clock.now - self.rng.uniform(0, 50)
         self._reached = 0.0
-        self.policy = SpoolPolicy(SPOOL, self._kept())
+        self.read_spool()
         self.brain = self.brain_class(
             self.id, modules.PROFILE, PUBLISHERS, HUB_KEYS, self.settings, rng=random.Random(self.rng.random())
         )
         self.brain.machine.on_step = lambda record, step: self.world.truth.stepped(self, record, step)
         self.world.note(self.id, f"boots ({self.boots})")
-        partial = frozenset(digest for digest, parts in self.parts.items() if parts)
-        booted = fx.Booted(
-            f"b{self.boots}", self.saved, frozenset(self.complete), 0, partial, frozenset(self.installed)
-        )
-        self.feed(booted)
+        partial = frozenset(self.parts)  # whatever of it is still good
+        held = frozenset(self.complete)
+        self.environments.prepare()
+        self.feed(fx.Booted(f"b{self.boots}", self.saved, held, 0, partial, frozenset(self.installed)))
         self._check_document()
         self.world.clock.after(self.rng.uniform(0.1, 3), self.connect, self.boots)
 
@@ -123,6 +102,7 @@ class Device:
         self.splits.clear()
         self._queue.clear()
         self._running.clear()
+        self.environments.power_off()
         self._tick_at = self._spool_at = None
         self._handling = False
         self._damage()
@@ -138,28 +118,13 @@ class Device:
             if data and self.rng.random() < 0.5:
                 self.parts[digest][part] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
         self._unflushed.clear()
-        for stream, seq, row in self._undeleted:
-            if self.rng.random() < 0.5:
-                break  # a prefix of the deletions was flushed
-            self.rows[stream][seq] = row
-        self._undeleted.clear()
+        self.bring_back()
         if self.world.faults.rot and self.complete and self.rng.random() < self.world.faults.rot:
-            sha256 = self.rng.choice(sorted(self.complete))
-            damaged = bytearray(self.complete[sha256])
+            folders = [self.complete, *(built for _, built in sorted(self.environments.built.items()))]
+            held, sha256 = self.rng.choice([(folder, name) for folder in folders for name in sorted(folder)])
+            damaged = bytearray(held[sha256])
             damaged[self.rng.randrange(len(damaged))] ^= 1
-            self.complete[sha256] = bytes(damaged)
-
-    def _kept(self) -> dict[int, Kept]:
-        """What the spool's database holds: the records without a gap up to the newest."""
-        held = {}
-        for stream, rows in self.rows.items():
-            base = following = self.next_seq.get(stream, 1)
-            while base - 1 in rows:
-                base -= 1
-            for seq in [seq for seq in rows if seq < base]:
-                del rows[seq]
-            held[int(stream)] = Kept(base, tuple(_size(rows[seq][0]) for seq in range(base, following)))
-        return held
+            held[sha256] = bytes(damaged)
 
     # -- link
 
@@ -186,6 +151,10 @@ class Device:
         )
         self.world.network.up(self.id, "hello", messages.encode(hello))
 
+    def greet_again(self) -> None:
+        self._greet()
+        self._say_again()
+
     def _say_again(self) -> None:
         self.policy.connected(self.mono)
         self.feed(fx.Connected())
@@ -201,11 +170,6 @@ class Device:
         self.feed(fx.Disconnected())
         self.world.clock.after(self.rng.uniform(1, 10), self.connect, self.boots)
 
-    @property
-    def mono(self) -> float:
-        """The device's own monotonic clock: it starts anew with each boot."""
-        return max(self.world.clock.now - self._booted_at, self._reached)
-
     def down(self, kind: str, payload: bytes) -> None:
         if self.brain is None:
             return
@@ -213,7 +177,7 @@ class Device:
             self.feed(fx.DesiredArrived(payload))
             self._check_document()
         elif kind == "ack":
-            self._acked(messages.decode("ack", payload))
+            self.acked(messages.decode("ack", payload))
 
     def _check_document(self) -> None:
         if self.brain is not None and not self.brain.waits_for_disk:
@@ -252,14 +216,22 @@ class Device:
 
     def _perform_all(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
-            self._may_lose_power()
+            self.may_lose_power()
             self.world.count(self.id, f"{type(effect).__name__} {getattr(effect, 'digest', '')}")
             failed = self._perform(effect)
-            self._may_lose_power()
+            self.may_lose_power()
             if failed:
                 return
 
-    def _may_lose_power(self) -> None:
+    def risk(self, action: Any, *arguments: Any) -> None:
+        """Do something that is no effect of its own, and before and within which the power may go."""
+        try:
+            self.may_lose_power()
+            action(*arguments)
+        except PowerCut:
+            self.power_off()
+
+    def may_lose_power(self) -> None:
         faults = self.world.faults
         self.moments += 1
         if self.moments == faults.crash_moment or (faults.crash_effect and self.rng.random() < faults.crash_effect):
@@ -292,16 +264,18 @@ class Device:
                 self.splits[endpoint] = effect
                 self._live_faults((*digests, *effect.shadow_digests))
             case fx.Unload(digest):
-                self._running.pop(digest, None)
+                self._cancel(digest)
                 self.loaded.discard(digest)
                 self.tested.discard(digest)
             case fx.Remove(digest, objects):
                 self.world.truth.removed(self, digest, objects)
-                self._running.pop(digest, None)
+                self._cancel(digest)
                 self.installed.discard(digest)
                 for sha256 in objects:
                     self.complete.pop(sha256, None)
                     self.parts.pop(sha256, None)
+                if digest:
+                    self.environments.collect()
             case fx.Report(state):
                 self.keep("state", _state_decoder.decode(state), coalesce=True)
             case fx.Emit(event):
@@ -341,8 +315,17 @@ class Device:
             return
         outcome = self._outcome(effect)
         if outcome is not None:
-            del self._running[effect.digest]
+            self.ended(number, outcome)
+
+    def ended(self, number: int, outcome: Any) -> None:
+        """A slow effect is over; what was given up meanwhile is not heard."""
+        if self._running.get(outcome.digest) == number:
+            del self._running[outcome.digest]
             self.feed(outcome)
+
+    def _cancel(self, digest: str) -> None:
+        if self._running.pop(digest, None):
+            self.environments.cancel(digest)
 
     def _outcome(self, effect: Any) -> fx.Event | None:
         name, digest = type(effect).__name__, effect.digest
@@ -351,7 +334,10 @@ class Device:
             case fx.ReadIndex():
                 if digest not in self.complete:
                     return fx.Failed(name, digest, "package.digest_mismatch", "it is gone", {"objects": [digest]})
-                return fx.Done(name, digest, {"index": self.complete[digest], "free_disk_mb": 0 if self.full else 900})
+                found = {"index": self.complete[digest], "free_disk_mb": 0 if self.full else 900}
+                return fx.Done(
+                    name, digest, found | {"facts": modules.FACTS, "environments": sorted(self.environments.built)}
+                )
             case fx.Install():
                 return self._install(digest)
             case fx.Load():
@@ -364,17 +350,23 @@ class Device:
                 return fx.Failed(name, digest, "install.warm_failed", "the model failed")
         return fx.Done(name, digest)
 
-    def _install(self, digest: str) -> fx.Event:
+    def _install(self, digest: str) -> fx.Event | None:
+        """Lay out the files; None where its environment is still to be built."""
         if self.full:
             return fx.Failed("Install", digest, "resource.no_space", "the disk is full")
-        needed = self.world.library[digest].objects
+        module = self.world.library[digest]
+        needed = sorted(module.files)
         damaged = [s for s in needed if hashlib.sha256(self.complete.get(s, b"")).hexdigest() != s]
         if damaged:
             for sha256 in damaged:
                 self.complete.pop(sha256, None)
             return fx.Failed("Install", digest, "package.digest_mismatch", "damaged", {"objects": damaged})
         self.installed.add(digest)
-        return fx.Done("Install", digest)
+        self.environments.collect()
+        if not module.environment:
+            return fx.Done("Install", digest)
+        self.environments.build(module, self._running[digest])
+        return None
 
     def _load(self, digest: str, behaviour: Behaviour) -> fx.Event | None:
         if behaviour in (Behaviour.LOAD_FAILS, Behaviour.LOAD_CRASHES):
@@ -414,70 +406,3 @@ class Device:
                 self.loaded.discard(digest)
                 self.died.add(digest)
             self.feed(fx.WorkerExited(digest, self.rng.choice(("signal 9", "hang")), restarting=restarting))
-
-    # -- spool
-
-    def sample(self) -> None:
-        """The module scores something worth keeping."""
-        if self.brain is None:
-            return
-        self._samples += 1
-        name = f"{self.id}-{self._samples}"
-        self.keep("sample", Sample(id=name, module="m", version=1, digest="", at=0, inputs={}))
-
-    def keep(self, kind: str, body: Any, *, coalesce: bool = False) -> None:
-        """Store a record durably, then send what is due."""
-        stream = STREAM_OF[kind]
-        if self.full:
-            return
-        appended = self.policy.append(stream, _size(kind), coalesce=coalesce)
-        for lane, upto in appended.dropped.items():
-            self._drop(lane, upto)
-        if appended.seq:
-            self.rows[stream][appended.seq] = (kind, body)
-            self.next_seq[stream] = max(self.next_seq.get(stream, 1), appended.seq + 1)
-            if kind == "sample":
-                self.world.truth.appended[body.id] = self.id
-        self._undeleted.clear()  # this commit took the earlier deletions along
-        self.pump()
-
-    def _drop(self, stream: int, upto: int) -> None:
-        for seq in [seq for seq in self.rows[stream] if seq <= upto]:
-            kind, body = self.rows[stream].pop(seq)
-            if kind == "sample":
-                self.world.truth.dropped.add(body.id)
-
-    def pump(self) -> None:
-        """Publish what the policy says, and come back when it wants to."""
-        if self.brain is None:
-            return
-        for sending in self.policy.due(self.mono):
-            kind, body = self.rows[sending.stream][sending.seq]
-            up = Up(1, self.epoch, sending.stream, sending.seq, sending.base, 0, body)
-            self.world.network.up(self.id, kind, messages.encode(up))
-        due = self.policy.next_deadline
-        if due is not None and (self._spool_at is None or due < self._spool_at):
-            self._spool_at = due
-            self.world.clock.at(due + self._booted_at, self._spool_due, self.boots, due)
-
-    def _spool_due(self, boot: int, due: float) -> None:
-        if boot == self.boots and self._spool_at == due:
-            self._spool_at = None
-            self._reached = max(self._reached, due)
-            self.pump()
-
-    def _acked(self, ack: Ack) -> None:
-        if ack.again and self.connected:
-            self._greet()
-            self._say_again()
-        if ack.epoch != self.epoch:
-            return
-        acked = self.policy.acked(ack.marks, self.mono)
-        for stream, upto in acked.upto.items():
-            for seq in sorted(seq for seq in self.rows[stream] if seq <= upto):
-                row = self.rows[stream].pop(seq)
-                self._undeleted.append((stream, seq, row))
-                if row[0] == "sample":
-                    self.world.truth.acknowledged.add(row[1].id)
-        self._undeleted.reverse()
-        self.pump()

@@ -9,19 +9,23 @@
 7. What is on the disk is not asked for and not stored again, what nobody needs does not stay there, and what a version
    that serves or can be gone back to needs is never removed.
 8. Behind an endpoint stands what was asked for, over the versions that did not fail, and nothing bad at rest.
+9. No version is loaded or serves without its environment, whole. One that is whole is not built again, whichever module
+   asks; none is removed under a version that needs it, and none stays that no version names. No device fetches wheels
+   that are for others.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from skerry_agent.rules import records
 from skerry_agent.rules.effects import SetRoutes
 from skerry_agent.rules.lifecycle import SETTLED, TERMINAL, Step
 from skerry_agent.rules.records import Record
 from skerry_hub.rules.rollout import ACTIVE, DeviceStep, Rollout, RolloutState
 from skerry_modules.errors import CODES
 from skerry_modules.messages import Endpoint
-from skerry_simulators.world.modules import BAD, UNTRUSTED, Behaviour
+from skerry_simulators.world.modules import BAD, UNTRUSTED, Behaviour, Module
 
 if TYPE_CHECKING:
     from skerry_simulators.world.device import Device
@@ -63,12 +67,32 @@ class Truth:
                 raise Violation(f"{device.id} routes to {module.name}@{module.version}, which is not loaded")
             if module.behaviour in BAD and module.behaviour not in LIVE_FAULTS:
                 raise Violation(f"{device.id} serves {module.name}@{module.version}: {module.behaviour}")
+            if module.environment and not device.environments.is_whole(module):
+                raise Violation(f"{device.id} serves {module.name}@{module.version}, whose environment is not whole")
 
     def loaded(self, device: Device, digest: str) -> None:
         module = self._world.library[digest]
-        for sha256, data in module.objects.items():
-            if device.complete.get(sha256) != data:
+        for sha256 in module.files:
+            if device.complete.get(sha256) != module.objects[sha256]:
                 raise Violation(f"{device.id} loads {module.name}@{module.version} with a damaged file")
+        if module.environment and not device.environments.is_whole(module):
+            raise Violation(f"{device.id} loads {module.name}@{module.version}, whose environment is not whole")
+
+    def built(self, device: Device, module: Module) -> None:
+        """An environment is about to be finished."""
+        if device.environments.is_whole(module):
+            raise Violation(f"{device.id} builds the environment {module.environment[:12]} again, which is whole")
+        if module.behaviour is Behaviour.BAD_WHEEL:
+            raise Violation(f"{device.id} builds an environment from a bad wheel")
+
+    def collected(self, device: Device, key: str) -> None:
+        """An environment is about to go: not under a version that runs in it or that can be gone back to."""
+        saved = records.decode(device.saved) or records.Saved()
+        kept = {record.digest for slot in saved.slots.values() for record in slot.records.values() if record.good}
+        for digest in sorted(device.loaded | (kept & device.installed)):
+            module = self._world.library[digest]
+            if module.environment == key:
+                raise Violation(f"{device.id} removes the environment of {module.name}@{module.version}")
 
     def stepped(self, device: Device, record: Record, step: Step) -> None:
         self._world.note(device.id, f"{record.name}@{record.version} {step} {record.reason}")
@@ -94,6 +118,8 @@ class Truth:
         again = [part for part in parts if part in held]
         if again:
             raise Violation(f"{device.id} asks for chunks {again} of {digest[:12]}, which it holds")
+        if digest not in self._world.fit:
+            raise Violation(f"{device.id} asks for a wheel that is for other devices")
 
     def stored(self, device: Device, digest: str, part: int) -> None:
         if digest in device.complete or part in device.parts.get(digest, {}):
@@ -110,7 +136,7 @@ class Truth:
                     continue
                 if digest == kept:
                     raise Violation(f"{device.id} removes {module.name}@{module.version}, which it may need to serve")
-                for sha256 in set(objects) & set(module.objects):
+                for sha256 in set(objects) & module.here:
                     if device.complete.get(sha256) == module.objects[sha256]:
                         raise Violation(f"{device.id} removes a file of {module.name}@{module.version}, which it needs")
 
@@ -177,6 +203,7 @@ class Truth:
                 if record.step in TERMINAL and record.reason not in CODES:
                     raise Violation(f"{device.id} {name}@{record.version} ended without a reason: {record.reason!r}")
         self._final_fallbacks(device)
+        self._final_environments(device)
         for name, module in wanted.items():
             self._final_serving(device, name, module.digest, device.routes.get(name, ()))
         for row in self._world.hub.db.endpoints.values():
@@ -195,9 +222,21 @@ class Truth:
             module = self._world.library.get(slot.last_good)
             if module is None:
                 continue
-            missing = [sha256[:12] for sha256 in module.objects if sha256 not in device.complete]
+            missing = [sha256[:12] for sha256 in sorted(module.here) if sha256 not in device.complete]
             if slot.last_good not in device.installed or missing:
                 raise Violation(f"{device.id} cannot go back to {module.name}@{module.version}: {missing} are missing")
+            if module.environment and module.environment not in device.environments.built:
+                raise Violation(f"{device.id} cannot go back to {module.name}@{module.version}: no environment")
+
+    def _final_environments(self, device: Device) -> None:
+        """Each is named by an installed version, unless one cannot say what it needs."""
+        library = self._world.library
+        if any(device.complete.get(digest) != library[digest].index for digest in device.installed):
+            return
+        named = {library[digest].environment for digest in device.installed}
+        for key in sorted(set(device.environments.built) | device.environments.begun):
+            if key not in named or key in device.environments.begun:
+                raise Violation(f"{device.id} keeps the environment {key[:12]}, which no installed version names")
 
     def _final_slots(self, device: Device, wanted: set[str]) -> None:
         """Each module that is desired, each side version in a slot of its own or in its module's; nothing else."""

@@ -53,6 +53,7 @@ class World:
         device_class, hub_class: replaced to show that the rules above can fail.
         faults: drawn from the seed if not given.
         endpoints: whether some worlds have endpoints with side versions.
+        environments: the share of worlds in which modules name environments.
     """
 
     def __init__(
@@ -63,11 +64,16 @@ class World:
         hub_class: type[Hub] = Hub,
         faults: Faults | None = None,
         endpoints: bool = True,
+        environments: float = 0.4,
         trace: int = 400,
     ) -> None:
         self.seed = seed
         self.endpoints = endpoints
         self.rng = random.Random(seed)
+        self._lots = random.Random(f"environments of {seed}")
+        self._locks: tuple[str, ...] = ("", *modules.SHARED_LOCKS, modules.SHARED_LOCKS[0])
+        if self._lots.random() >= environments:
+            self._locks = ("",)
         self.clock = Clock()
         self.faults = faults or faulting.draw(self.rng)
         self._trouble = self.faults
@@ -76,6 +82,7 @@ class World:
         self.modules: dict[tuple[str, int], Module] = {}
         self.library: dict[str, Module] = {}
         self.objects: dict[str, bytes] = {}
+        self.fit: set[str] = set()  # objects that these devices may need: wheels for others are none
         self.truth = Truth(self)
         self.network = Network(self)
         self.hub = hub_class(self)
@@ -110,10 +117,12 @@ class World:
     # -- the story
 
     def _register(self, name: str, version: int, behaviour: Behaviour) -> Module:
-        module = modules.make(name, version, behaviour, chunks=(1, 2, 3, 5)[version % 4])
+        lock = self._lots.choice(self._locks)
+        module = modules.make(name, version, behaviour, (1, 2, 3, 5)[version % 4], lock)
         self.modules[name, version] = module
         self.library[module.digest] = module
         self.objects.update(module.objects)
+        self.fit |= module.here
         return module
 
     def _write_story(self) -> None:
