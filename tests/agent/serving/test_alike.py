@@ -50,7 +50,7 @@ class Bench:
         (folder / "main.py").write_text(SCRIPT)
         self._ours, theirs = socket.socketpair()
         self._theirs = theirs
-        self.worker = Worker(theirs)
+        self.worker = Worker(theirs, theirs)
         self.worker._load(
             orders.Load(
                 digest="0" * 64,

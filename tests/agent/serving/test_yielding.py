@@ -75,7 +75,7 @@ def serve(start: Start, folder: Path, **settings: Any) -> tuple[Running, Path]:
 
 def test_live_requests_that_come_later_go_first(start: Start, tmp_path: Path) -> None:
     plane, order = serve(start, tmp_path, low_wait_s=60.0)
-    first = Asked(plane, 1, 0.4)
+    first = Asked(plane, 1, 1.0)
     until(order.read_text)
     low = [Asked(plane, number, 0.0, LOW) for number in (8, 9)]
     until(lambda: waiting(plane) == 2)

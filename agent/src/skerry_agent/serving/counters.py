@@ -40,6 +40,12 @@ class Counters:
             part.errors += 1
         part.latency.add(seconds * 1e6)
 
+    def answered(self, endpoint: bytes, latency: Histogram) -> None:
+        """Many were answered well; µs."""
+        part = self.part(endpoint, False)
+        part.requests += latency.count
+        part.latency.merge(latency)
+
     def refused(self, endpoint: bytes, shadow: bool) -> None:
         """One was answered without being scored, for what it did to workers before."""
         part = self.part(endpoint, shadow)

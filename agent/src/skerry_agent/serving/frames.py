@@ -44,10 +44,13 @@ class Kind(IntEnum):
     CONFIGURE = 6
     FLUSH = 7  # hand over what was observed
     SHADOW = 8  # score a copy and compare it with the answer that was given
+    LEND = 9  # serve a client's connection: orders.Lend; its descriptor comes by the side socket
+    RECALL = 10  # give it back
     MEASURE = 32  # load a module only to measure it: see skerry_agent.profiling
     ANSWER = 64
     SAMPLE = 65
     OBSERVED = 66
+    BACK = 67  # a lent connection, by its number; the body is what the client has still to be sent
 
 
 class Frame(NamedTuple):

@@ -15,7 +15,7 @@ import msgspec
 
 from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
-from skerry_agent.serving.heads import Heads
+from skerry_agent.serving.heads import Form, Heads
 from skerry_agent.serving.http import Exchange, HttpConnection
 from skerry_agent.serving.item import Item
 from skerry_agent.serving.repository import Repository
@@ -37,6 +37,10 @@ class Router(Protocol):
 
     def choose(self, model: str, version: str, key: bytes = b"") -> Version:
         """The version for one request; raises SkerryError ``module.unknown`` or ``scoring.not_ready``."""
+        ...
+
+    def lone(self, model: str, version: str) -> Version | None:
+        """The one version that answers every request for this; None: there is not one."""
         ...
 
     def follow(self, model: str, item: Item) -> None:
@@ -174,7 +178,19 @@ class HttpFront:
             return
         ticket = version.submit(exchange, timeout_s, pinned=bool(target.version))
         if ticket is not None:
+            if exchange.kills:  # the worker that it killed was serving it by itself
+                ticket.kills, ticket.alone = exchange.kills, True
             exchange.cancel = lambda: version.forget(ticket)
+
+    def offer(self, connection: HttpConnection, form: Form) -> None:
+        """A client has asked for nothing else for a while: let the worker serve it, if all goes to that one."""
+        target = oip.target(form.path)
+        if target.verb != "infer":
+            return
+        with contextlib.suppress(SkerryError):  # it is gone since
+            version = self._router.lone(target.model, target.version)
+            if version is not None and connection.is_alone_at(version, version.taken):
+                version.lender.offer(connection, form, target.model.encode())
 
     def _look_up(self, exchange: Exchange, target: oip.Target) -> bytes:
         if not target.verb:

@@ -11,23 +11,23 @@ import asyncio
 import os
 import time
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from skerry_agent.rules.split import MAX_KEY_BYTES
 from skerry_agent.serving import http_parsers, oip
-from skerry_agent.serving.heads import END, Head, Heads
+from skerry_agent.serving.heads import END, Form, Head, Heads, answer_head
 from skerry_agent.serving.http_parsers import ParseError
 from skerry_agent.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    import socket
+
+    from skerry_agent.serving.lending import Lender
 
 _LINGER_S: Final = 2.0
 """After an early refusal the rest of a body is read and thrown away for so long: closing at once would reset the
 connection before the client has read why."""
 
-_JSON: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
-_BINARY: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
-    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n%b\r\n"
-)
 _ERROR: Final = (
     b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nX-Skerry-Code: %b\r\nContent-Length: %d\r\n%b%b\r\n"
 )
@@ -63,6 +63,10 @@ class Front(Protocol):
 
     def handle(self, exchange: Exchange) -> None: ...
 
+    def offer(self, connection: HttpConnection, form: Form) -> None:
+        """It asked for the same some times in a row and is at rest."""
+        ...
+
 
 class Exchange:
     """One request and its one answer. What most requests lack is told here, and costs them nothing."""
@@ -79,6 +83,7 @@ class Exchange:
     key = b""  # requests of one key go to one version of a split
     after: Any = None  # see ``version.Item``
     low = False  # the client asked for low priority
+    kills = 0  # workers that died of it before
     refusal: tuple[int, str, bytes] | None = None  # decided while reading: nobody need be asked
     cancel: Any = None  # set by the front: called if the client leaves
 
@@ -125,6 +130,13 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._taken = 0  # messages that the parser has completed
         self._plain: Head | None = None  # the last of these, if its head may be remembered
+        self._form: Form | None = None  # of the last request
+        self._alike = 0  # requests of this form in a row
+        self._offer_after = (front.settings.lend_after + 1) // 2 or 1 << 62
+        self._seen: tuple[object, int] = (None, 0)
+        self._lender: Lender | None = None  # who has lent this connection to a worker
+        self._closing = False
+        self._began, self._kills = 0.0, 0  # of a request that a worker began
         self._reset()
 
     def _reset(self) -> None:
@@ -160,6 +172,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport = None
         self._fd = -1
         self._refusing = True
+        if self._lender is not None:
+            self._lender.recall()
         for exchange in self._queue:
             exchange.abandon()
         self._queue.clear()
@@ -172,12 +186,21 @@ class HttpConnection(asyncio.Protocol):
             end = data.find(END) + len(END)
             head = self._front.heads.get(data[:end])
             if head is not None and len(data) - end == head.length:
+                self._count(head)
                 self._take(head, data[end:])
                 return
         taken = self._taken
         self._parse(data)
         if between and self._taken == taken + 1 and self._plain is not None and self._phase == "idle":
-            self._front.heads.learn(data, self._plain)
+            kept = self._front.heads.learn(data, self._plain)
+            if kept is not None:
+                self._count(kept)
+
+    def _count(self, head: Head) -> None:
+        if head.form is self._form:
+            self._alike += 1
+        else:
+            self._form, self._alike = head.form, 1
 
     def _take(self, head: Head, body: bytes) -> None:
         """A whole request whose head is known."""
@@ -338,7 +361,9 @@ class HttpConnection(asyncio.Protocol):
                 status, code, body = exchange.refusal
                 exchange.reply(status, code, -1, body)
                 return
-            exchange.began = time.monotonic()
+            exchange.began = self._began or time.monotonic()
+            if self._kills:
+                exchange.kills = self._kills
             self._front.handle(exchange)
 
     def answer(self, exchange: Exchange, status: int, code: str, json: int, body: bytes) -> None:
@@ -348,7 +373,7 @@ class HttpConnection(asyncio.Protocol):
             return
         connection = (exchange.keep_header if exchange.keep else _CLOSE) + exchange.extra
         if status == 200:
-            head = _JSON % (len(body), connection) if json < 0 else _BINARY % (json, len(body), connection)
+            head = answer_head(json, len(body), connection)
         else:
             reason = oip.REASONS.get(status, b"Error")
             extra = _EXTRA.get(status, exchange.allow)
@@ -370,6 +395,8 @@ class HttpConnection(asyncio.Protocol):
             self._paused = False
             transport.resume_reading()
         self._next()
+        if self._alike >= self._offer_after and not self._queue:
+            self._offer()
 
     def _write(self, data: bytes) -> None:
         """At once where nothing is ahead of it: uvloop would wait until it has called everybody of this turn."""
@@ -415,10 +442,55 @@ class HttpConnection(asyncio.Protocol):
         transport.write_eof()
         self._phase, self._since = "linger", time.monotonic()
 
+    # -- lent to a worker (``serving.lending.Lendable``)
+
+    def _offer(self) -> None:
+        """At rest after some requests alike."""
+        self._alike = 0
+        form, transport = self._form, self._transport
+        rests = self._phase == "idle" and not self._parser.partial and not self._refusing and not self._stalled_at
+        if form is not None and transport is not None and rests and not transport.get_write_buffer_size():
+            self._front.offer(self, form)
+
+    def is_alone_at(self, version: object, taken: int) -> bool:
+        """Whether a version had no other requests since the last time; ``taken`` grows with each."""
+        before, self._seen = self._seen, (version, taken)
+        return before[0] is version and taken - before[1] == self._offer_after
+
+    @property
+    def sock(self) -> socket.socket:
+        assert self._transport is not None
+        found: socket.socket = self._transport.get_extra_info("socket")
+        return found
+
+    def lend(self, lender: Lender) -> None:
+        assert self._transport is not None
+        self._lender = lender
+        self._transport.pause_reading()
+
+    def resume(self, data: bytes, *, rest: bytes = b"", began: float = 0.0, kills: int = 0) -> None:
+        self._lender = None
+        self._since = time.monotonic()
+        self._alike, self._form, self._seen = 0, None, (None, 0)
+        transport = self._transport
+        if transport is None:
+            return
+        if rest:
+            self._write(rest)
+        self._began, self._kills = began, kills
+        if data:
+            self.data_received(data)
+        self._began, self._kills = 0.0, 0
+        if self._closing:
+            self._closing = False
+            self.close_soon()
+        if not self._paused:
+            transport.resume_reading()
+
     def sweep(self, now: float) -> None:
         """Enforce the times; called about once a second."""
         settings, transport = self._settings, self._transport
-        if transport is None:
+        if transport is None or self._lender is not None:
             return
         if self._stalled_at and now - self._stalled_at > settings.write_timeout_s:
             transport.abort()
@@ -443,6 +515,10 @@ class HttpConnection(asyncio.Protocol):
     def close_soon(self) -> None:
         """The server stops: close when idle, else after the answer."""
         if self._transport is None:
+            return
+        if self._lender is not None:
+            self._closing = True
+            self._lender.recall()
             return
         if not self._queue:
             self._transport.close()

@@ -40,6 +40,7 @@ class WorkerLink(asyncio.Protocol):
         self._reader = Reader()
         self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._side: socket.socket | None = None
         self._log_fd = -1
         self._log_budget = float(_LOG_LINES_PER_S)
         self._log_time = 0.0
@@ -68,15 +69,18 @@ class WorkerLink(asyncio.Protocol):
         self = cls(nursery, name, log_lines)
         self._on_frame, self._on_lost, self._on_exit = on_frame, on_lost, on_exit
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._side, side = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log_fd, log_write = os.pipe()
         try:
-            self.serial = nursery.spawn(order, theirs, log_write, self._ended)
+            self.serial = nursery.spawn(order, [theirs.fileno(), side.fileno(), log_write], self._ended)
         except BaseException:
             ours.close()
+            self._side.close()
             os.close(self._log_fd)
             raise
         finally:
             theirs.close()
+            side.close()
             os.close(log_write)
         loop = asyncio.get_running_loop()
         os.set_blocking(self._log_fd, False)
@@ -103,6 +107,8 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._side is not None:
+            self._side.close()
         self._read_log()
         if self._on_lost is not None:
             self._on_lost(self)
@@ -128,6 +134,11 @@ class WorkerLink(asyncio.Protocol):
         pending, self._pending = self._pending, []
         if pending and self._transport is not None:
             self._transport.writelines(pending)
+
+    def hand_over(self, descriptors: list[int]) -> None:
+        """Give the worker copies of descriptors, which the order that is sent next speaks of. Raises OSError."""
+        assert self._side is not None
+        socket.send_fds(self._side, [b"\0"], descriptors)
 
     def stand(self, *, aside: bool, processors: int) -> None:
         """Have the process yield to all others on so many processors, or be as they are again."""

@@ -79,14 +79,14 @@ class Nursery:
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._hear)
 
-    def spawn(self, order: orders.Spawn, sock: socket.socket, log_fd: int, on_exit: ExitHandler) -> int:
-        """Ask for a worker; the descriptors are the zygote's from now on. Returns its serial."""
+    def spawn(self, order: orders.Spawn, descriptors: list[int], on_exit: ExitHandler) -> int:
+        """Ask for a worker; it gets copies of the descriptors that ``orders.Spawn`` names. Returns its serial."""
         self._serial += 1
         order.serial = self._serial
         self._handlers[self._serial] = on_exit
         assert self._control is not None
         try:
-            socket.send_fds(self._control, [msgspec.msgpack.encode(order)], [sock.fileno(), log_fd])
+            socket.send_fds(self._control, [msgspec.msgpack.encode(order)], descriptors)
         except OSError as error:
             del self._handlers[self._serial]
             raise ResourceError(

@@ -12,7 +12,7 @@ from skerry_modules.messages import Distribution
 
 
 class Spawn(msgspec.Struct, tag=True, array_like=True):
-    """Fork a worker. Its socket and the write end of its log come along as descriptors.
+    """Fork a worker. Its socket, its side socket and the write end of its log come along as descriptors.
 
     ``data_mb`` (10**6 bytes) is what it may have of its own beyond what the zygote has; 0: no limit.
     """
@@ -78,6 +78,16 @@ class Load(msgspec.Struct, kw_only=True):
     capture_rate: float  # −1: as the manifest says
     cache_bytes: int = 1 << 30
     batch_rows: int = -1  # rows to score together, as proven before; 1: none; −1: prove it now
+
+
+class Lend(msgspec.Struct, array_like=True):
+    """Serve a client's connection: requests whose head is this one but for the digits of its length."""
+
+    number: int
+    endpoint: bytes
+    before: bytes
+    after: bytes
+    json: int  # length of a body's JSON in front of binary tensors; −1: all of it
 
 
 class Failure(msgspec.Struct):

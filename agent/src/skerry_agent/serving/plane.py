@@ -363,6 +363,8 @@ class Plane:
         before = self._endpoints.get(endpoint)
         self._endpoints[endpoint] = made
         self._settle()
+        for version in before.versions if before is not None else ():
+            version.lender.recall()
         for version in before.versions if before is not None and live else ():
             # Its worker is lent away, or died and comes back later if at all: nobody need wait for that any more.
             if not version.ready and not self.is_routed(version):
@@ -416,6 +418,15 @@ class Plane:
             if endpoint is not None and endpoint.versions:
                 return endpoint.choose(key)
         return self.find(model, version)[0]
+
+    def lone(self, model: str, version: str) -> Version | None:
+        """The one version that answers every request for this, with no other that follows; None: there is not one."""
+        if version:
+            return self.find(model, version)[0]
+        endpoint = self._endpoints.get(model)
+        if endpoint is None or len(endpoint.versions) != 1 or endpoint.shadows:
+            return None
+        return endpoint.versions[0]
 
     # -- the agent's own requests
 

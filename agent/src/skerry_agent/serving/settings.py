@@ -27,6 +27,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         queue_bytes: and their bytes.
         low_requests: requests of low priority that may wait for one version; more are answered 429.
         low_wait_s: a request of low priority waits until the version has nothing else to do, or for so long.
+        lend_after: requests alike in a row from one client, with none from others, before its connection is lent to the
+            worker; 0: never.
         window: requests on their way to one worker at once.
         window_bytes: and their bytes (at least one request always goes).
         shadow_requests: copies of requests that one version may have waiting or under way in shadow; more are dropped.
@@ -62,6 +64,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_bytes: int = 64 * 1024 * 1024
     low_requests: int = 16
     low_wait_s: float = 0.25
+    lend_after: int = 32
     window: int = 16
     window_bytes: int = 1024 * 1024
     shadow_requests: int = 32

@@ -26,6 +26,7 @@ from skerry_agent.serving.counters import Counters
 from skerry_agent.serving.exits import exit_reason, in_step
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.item import Events, Item
+from skerry_agent.serving.lending import Lender
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
 from skerry_agent.serving.settings import ServingSettings
@@ -45,6 +46,8 @@ _ANSWER: Final = int(Kind.ANSWER)
 _PACK: Final = frames.HEAD.pack
 _SUSPENDED: Final = "suspended"
 _QUARANTINED: Final = "cannot score this request: it ended two workers and is not tried again; see the captured sample"
+RECALL_S: Final = 0.5
+"""A worker that is ended at once has so long to give a connection back that it was lent."""
 _MARKS: Final = 64  # quarantined bodies that are remembered
 
 
@@ -100,6 +103,7 @@ class Version:
         self._captures: list[Ticket] = []
         self._counters = Counters()
         self.copies = Copies(self, settings, self._counters)  # scored in shadow
+        self.lender = Lender(self, self._counters)  # of connections, to the worker
 
     # -- requests
 
@@ -113,6 +117,8 @@ class Version:
             return None
         ticket = Ticket(self._next, item, len(item.body), item.began + timeout, pinned)
         self._next += 1
+        if self.lender.out:
+            self.lender.recall()
         link = self._link
         if link is not None and self.ready and self._dispatch.board(ticket, item.began):
             if ticket.deadline < self._alarm.at:
@@ -130,6 +136,22 @@ class Version:
         self._alarm.by(ticket.deadline)
         self._pump()
         return True
+
+    @property
+    def taken(self) -> int:
+        """A number that grows with every request and order."""
+        return self._next
+
+    @property
+    def worker(self) -> WorkerLink | None:
+        return self._link
+
+    @property
+    def lends(self) -> bool:
+        """Whether its worker may serve a client by itself now: it has proven itself and has nothing else to do."""
+        link = self._link
+        calm = self.ready and self._dispatch.idle and self.room.empty and not self.copies.aside
+        return calm and not self.stopping and not self._marks and link is not None and link.scored
 
     def hand_over(self, other: Version) -> None:
         """Let another version answer the requests that wait here, but for those that asked for this very one."""
@@ -187,6 +209,9 @@ class Version:
             self._tell_idle()
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
+        elif frame.kind == Kind.BACK:
+            self.lender.back(frame.number, frame.body)
+            self._tell_idle()
         elif frame.kind == Kind.OBSERVED:
             found = msgspec.msgpack.decode(frame.body, type=orders.Observed)
             self._counters.observed(found)
@@ -210,14 +235,16 @@ class Version:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being scored."""
-        return self._dispatch.idle
+        return self._dispatch.idle and not self.lender.out
 
     @property
     def traffic(self) -> tuple[int, int]:
         """(requests, errors) since the counters were taken."""
+        self.lender.collect()
         return self._counters.traffic
 
     def take_counters(self) -> VersionCounters:
+        self.lender.collect()
         return self._counters.take()
 
     # -- deadlines
@@ -370,6 +397,7 @@ class Version:
         was_ready, self.ready = self.ready, False
         for ticket in self._dispatch.crashed(self._settings.kill_limit):
             self._quarantine(ticket)
+        self.lender.lost(link)
         self._tell_idle()
         if self.stopping:
             self._settle()
@@ -382,6 +410,8 @@ class Version:
         reason = (link.killed_for or exit_reason(status)) + in_step(self.manifest, link.title)
         lines = f"; its last words: {link.tail[-1]}" if link.tail else ""
         link.close_log()
+        if link is not self._link:
+            self.lender.lost(link)  # we had closed its socket before
         waiting = [future for owner, future in self._calls.values() if owner is link and not future.done()]
         if waiting:
             text = f"cannot go on with {self.manifest.name} {self.number}: its worker ended ({reason}){lines}"
@@ -426,6 +456,7 @@ class Version:
 
     async def suspend(self, drain_s: float) -> None:
         """Give the device back for a while: requests in flight end (at most ``drain_s``), the others wait."""
+        await self.lender.home(drain_s)
         self.suspended, self.ready = True, False
         await self._stop_respawning()
         if self._dispatch.flying and self._link is not None:
@@ -465,6 +496,7 @@ class Version:
         """Let requests in flight end (at most ``drain_s``), then end the worker."""
         self.copies.drop()
         self.copies.come_back(self._link)
+        await self.lender.home(max(drain_s, RECALL_S))
         if drain_s > 0 and not self._dispatch.idle:
             self._drained = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
@@ -478,6 +510,8 @@ class Version:
             await self._flush()
         self._settle()
         self._close_link()
+        if not self.lender.out:
+            self.lender.close()
 
     def _settle(self) -> None:
         """Nobody is left without an answer."""

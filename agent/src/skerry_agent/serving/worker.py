@@ -27,11 +27,12 @@ import numpy as np
 from skerry_agent import engines, golden
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
-from skerry_agent.serving import batching, frames, oip, orders
+from skerry_agent.serving import batching, frames, guest, oip, orders
 from skerry_agent.serving.codec import Answer, Codec, Plan, Request
 from skerry_agent.serving.copies import HEAD
 from skerry_agent.serving.exits import EXIT_NO_MEMORY
 from skerry_agent.serving.frames import Frame, Kind
+from skerry_agent.serving.ledger import Ledger
 from skerry_agent.serving.observe import Observer
 from skerry_agent.serving.pages import release_files
 from skerry_modules import messages
@@ -50,8 +51,11 @@ _TRIALS: Final = (Kind.LOAD, Kind.GOLDEN, Kind.WARM)
 class Worker:
     """The process's main object; made before the model is known."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, side: socket.socket) -> None:
         self._sock = sock
+        self._side = side  # brings descriptors
+        self._guest: guest.Guest | None = None
+        self._pages: Ledger | None = None  # shared with the agent, once there was a guest
         self._send = sock.sendall
         self._model: LoadedModel | None = None
         self._steps: Callable[[], dict[str, Distribution]] | None = None  # of a pipeline
@@ -67,6 +71,8 @@ class Worker:
         view = memoryview(buffer)
         receive = self._sock.recv_into
         while True:
+            if self._guest is not None:
+                self._host(self._guest)
             try:
                 size = receive(buffer)
             except BlockingIOError:
@@ -77,6 +83,23 @@ class Worker:
             self._take(reader.feed(bytes(view[:size])))
             if self._model is not None and time.monotonic() - self._reported >= self._report_s:
                 self._report()
+
+    def _host(self, lent: guest.Guest) -> None:
+        """Serve a lent connection until the agent says something, or the guest is gone."""
+        wait_ms = self._report_s * 1000
+        while True:
+            said = lent.serve(wait_ms)
+            if said is not None:
+                if not said:
+                    self._give_back(lent)
+                return
+            if time.monotonic() - self._reported >= self._report_s:
+                self._report()
+
+    def _give_back(self, lent: guest.Guest) -> None:
+        self._guest = None
+        lent.close()  # before the agent hears of it: it may want to close the connection
+        self._send(frames.whole(Kind.BACK, lent.number, lent.rest))
 
     def _take(self, found: Iterable[Frame]) -> None:
         """What one receive brought: requests that came together are scored together where that is proven."""
@@ -275,6 +298,17 @@ class Worker:
                 return self._observer.set_rate(struct.unpack("<d", frame.body)[0])
             case Kind.FLUSH:
                 return self._report()
+            case Kind.LEND:
+                order = msgspec.msgpack.decode(frame.body, type=orders.Lend)
+                sock, self._pages = guest.take(self._side, self._pages)
+                self._guest = guest.Guest(
+                    sock, self._pages, order, self._codec, self._score, self._note, self._sock.fileno()
+                )
+                return None
+            case Kind.RECALL:
+                if self._guest is not None and self._guest.number == frame.number:
+                    self._give_back(self._guest)
+                return None
             case Kind.MEASURE:
                 from skerry_agent.profiling import measure
                 from skerry_agent.profiling import orders as profiling
@@ -410,5 +444,5 @@ def die_of_memory(error: BaseException) -> NoReturn:
     os._exit(EXIT_NO_MEMORY)
 
 
-def main(sock: socket.socket) -> None:
-    Worker(sock).run()
+def main(sock: socket.socket, side: socket.socket) -> None:
+    Worker(sock, side).run()

@@ -109,6 +109,11 @@ class Room:
         self.waiting.append(low)
         self.look()
 
+    @property
+    def empty(self) -> bool:
+        """Nothing waits here, and nothing from here is with the worker."""
+        return self._out is None and not self.waiting
+
     def look(self) -> None:
         """Send the next one if the version has nothing else to do; called whenever it may have come to rest."""
         if self._out is not None or not self.waiting:

@@ -80,7 +80,7 @@ class Zygote:
         if control not in ready:
             return True
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 2)
+            data, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 3)
         except ConnectionResetError:  # the agent left without reading our last words
             return False
         if not data:
@@ -116,23 +116,21 @@ class Zygote:
             self._aside.pop(serial, None)
             self._tell(orders.Exited(serial, os.waitstatus_to_exitcode(status), name))
 
-    def _spawn(self, order: orders.Spawn, sock: int, log: int) -> None:
+    def _spawn(self, order: orders.Spawn, sock: int, side: int, log: int) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             os.write(log, f"skerry: cannot fork: {error}\n".encode())
-            os.close(sock)
-            os.close(log)
+            _close(sock, side, log)
             self._tell(orders.Exited(order.serial, 1))
             return
         if pid == 0:
-            self._become_worker(order, sock, log)
-        os.close(sock)
-        os.close(log)
+            self._become_worker(order, sock, side, log)
+        _close(sock, side, log)
         self._children[order.serial] = pid
         self._tell(orders.Born(order.serial, pid))
 
-    def _become_worker(self, order: orders.Spawn, sock: int, log: int) -> None:
+    def _become_worker(self, order: orders.Spawn, sock: int, side: int, log: int) -> None:
         status = 1
         try:
             zygote = os.getppid()
@@ -145,7 +143,7 @@ class Zygote:
             die_with_parent(zygote, "skerry-worker")
             limit(order)
             reseed()
-            worker.main(socket.socket(fileno=sock))
+            worker.main(socket.socket(fileno=sock), socket.socket(fileno=side))
             status = 0
         except MemoryError as error:
             worker.die_of_memory(error)
@@ -158,6 +156,11 @@ class Zygote:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)  # never run the zygote's own exit handlers
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def name_of(pid: int) -> str:
