@@ -37,7 +37,7 @@ class Memory(asyncio.Transport):
 
 
 class Never(Heads):
-    def learn(self, data: bytes, head: Head) -> None:
+    def learn(self, raw: bytes, head: Head) -> None:
         pass
 
 

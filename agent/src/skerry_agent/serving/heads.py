@@ -65,15 +65,13 @@ class Heads:
         self._forms: dict[tuple[bytes, bytes], Form] = {}
         self.get = self._known.get
 
-    def learn(self, data: bytes, head: Head) -> Head | None:
-        """``data`` was one whole request and was parsed as ``head``. Returns what was kept, None for nothing."""
-        size = len(data) - head.length
+    def learn(self, raw: bytes, head: Head) -> Head | None:
+        """``raw`` was parsed as ``head``. Returns what was kept, None for nothing."""
         # The head ends where the parser found it to end, and nowhere before.
-        if size > HEAD_BYTES or data.find(END) != size - len(END):
+        if len(raw) > HEAD_BYTES or raw.find(END) != len(raw) - len(END):
             return None
         if len(self._known) >= ENTRIES:
             self._known.clear()
-        raw = data[:size]
         kept = self._known[raw] = head._replace(form=self._form(raw, head))
         return kept
 

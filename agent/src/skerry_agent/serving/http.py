@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from skerry_agent.rules.split import MAX_KEY_BYTES
 from skerry_agent.serving import http_parsers, oip
-from skerry_agent.serving.heads import END, Form, Head, Heads, answer_head
+from skerry_agent.serving.heads import END, HEAD_BYTES, Form, Head, Heads, answer_head
 from skerry_agent.serving.http_parsers import ParseError
 from skerry_agent.serving.settings import ServingSettings
 
@@ -130,6 +130,8 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._taken = 0  # messages that the parser has completed
         self._plain: Head | None = None  # the last of these, if its head may be remembered
+        self._raw = b""  # the head of the request that is coming
+        self._fed = 0  # bytes of it so far
         self._form: Form | None = None  # of the last request
         self._alike = 0  # requests of this form in a row
         self._offer_after = (front.settings.lend_after + 1) // 2 or 1 << 62
@@ -189,12 +191,20 @@ class HttpConnection(asyncio.Protocol):
                 self._count(head)
                 self._take(head, data[end:])
                 return
+            self._fed, self._raw = 0, data[:end] if len(END) <= end <= HEAD_BYTES else b""
         taken = self._taken
+        self._fed += len(data)
         self._parse(data)
-        if between and self._taken == taken + 1 and self._plain is not None and self._phase == "idle":
-            kept = self._front.heads.learn(data, self._plain)
+        if self._taken == taken + 1 and self._plain is not None and self._phase == "idle":
+            self._learn(self._plain)
+
+    def _learn(self, head: Head) -> None:
+        """All that came since the connection was last between two requests is one of them."""
+        if self._raw and self._fed == len(self._raw) + head.length:
+            kept = self._front.heads.learn(self._raw, head)
             if kept is not None:
                 self._count(kept)
+        self._raw = b""
 
     def _count(self, head: Head) -> None:
         if head.form is self._form:

@@ -18,7 +18,7 @@ from typing import Final
 from skerry_agent.rules.lending import Notes
 from skerry_modules.histogram import LOG2_EDGES, Histogram
 
-REQUEST_BYTES: Final = 512 * 1024
+REQUEST_BYTES: Final = 1024 * 1024
 """Longer requests go through the agent: what they cost dwarfs the way."""
 START: Final = 4096
 """Where the request's bytes begin."""
