@@ -9,25 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks._child import Child
+
 
 @contextlib.contextmanager
 def serving(folder: Path, *names: str) -> Iterator[dict[str, Any]]:
     """Facts of a running plane: port, pid, zygote and workers."""
-    command = [sys.executable, "-m", "benchmarks._plane", str(folder), *names]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        yield {"pid": process.pid, **json.loads(process.stdout.readline())}
-    finally:
-        process.stdin.close()
-        process.wait(10)
+    with Child("benchmarks._plane", str(folder), *names) as plane:
+        yield {"pid": plane.pid, **plane.hear()}
 
 
 async def main(folder: Path, names: list[str]) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _models
-from benchmarks.swap import STEADY_S, Crowd, _models_limits, _route
+from benchmarks._child import Child
+from benchmarks._crowd import Crowd
 
+STEADY_S = 1.0
 CRASHES = 10
 GAP_S = 0.4
 BACK_MS = 50.0
@@ -30,26 +31,16 @@ def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = _models.tiny(folder / "tiny")
-        command = [sys.executable, "-m", "benchmarks.crash", str(folder)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdin is not None
-        try:
-            return measure(process, model)
-        finally:
-            process.stdin.close()
-            process.wait(10)
+        with Child("benchmarks.crash", str(folder)) as plane:
+            return measure(plane, model)
 
 
-def measure(process: subprocess.Popen[str], model: _models.Model) -> list[dict[str, Any]]:
-    assert process.stdout is not None
-    assert process.stdin is not None
-    crowd = Crowd(json.loads(process.stdout.readline())["port"], model)
+def measure(plane: Child, model: _models.Model) -> list[dict[str, Any]]:
+    crowd = Crowd(plane.hear()["port"], model)
     crowd.phase = "steady"
-    time.sleep(STEADY_S / 4)
+    time.sleep(STEADY_S)
     crowd.phase = "disturbed"
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    back = json.loads(process.stdout.readline())["back_ms"]
+    back = plane.ask("go")["back_ms"]
     crowd.stop()
     total = sum(len(times) for times in crowd.times.values())
     assert len(back) == CRASHES
@@ -83,12 +74,13 @@ async def serve(folder: Path) -> None:
     from skerry_agent.serving.plane import Plane
     from skerry_agent.serving.settings import ServingSettings
     from skerry_modules.manifest import parse
+    from skerry_modules.messages import Route
 
     manifest = parse((folder / "tiny" / "module.toml").read_text())
     plane = Plane(ServingSettings(http="127.0.0.1:0", cache=str(folder / "cache")))
     await plane.start()
-    await plane.load("v", folder / "tiny", manifest, 1, _models_limits())
-    plane.set_routes("tiny", (_route(1),), ("v",))
+    await plane.load("v", folder / "tiny", manifest, 1, _models.LIMITS)
+    plane.set_routes("tiny", (Route(module="tiny", version=1),), ("v",))
     print(json.dumps({"port": plane.port}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     back = []

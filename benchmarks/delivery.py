@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from typing import Any
 
+from benchmarks._child import Child
 from benchmarks._streaming import Stand, figure, middle, stand, wait_for
 from skerry_hub.broker import parse_url
 from skerry_modules import chunks, topics
@@ -27,26 +26,19 @@ class Process:
     def __init__(self, made: Stand, names: list[str]) -> None:
         host, port, _ = parse_url(made.broker.hub_url)
         passwords = json.dumps({name: made.passwords[name] for name in names})
-        command = [sys.executable, "-m", "benchmarks._receivers", host, str(port), passwords]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._child = Child("benchmarks._receivers", host, str(port), passwords)
         self.hear()
 
     def tell(self, *words: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(str(word) for word in words) + "\n")
-        self._process.stdin.flush()
+        self._child.tell(" ".join(str(word) for word in words))
 
     def hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("cannot measure: the receivers ended")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = self._child.hear()
         return answer
 
     def stop(self) -> None:
         self.tell("quit")
-        self._process.wait(10)
+        self._child.close()
 
 
 def plain(made: Stand, process: Process, data: bytes, number: int) -> float:

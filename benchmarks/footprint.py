@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks import _client, _models
+from benchmarks._child import Child
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tests' hub and daemon are the real thing's frame
 
@@ -48,29 +49,18 @@ def memory(folder: Path) -> list[dict[str, Any]]:
     for number in range(VERSIONS):
         _models.dense(folder / f"v{number}", f"v{number}", [64, 384, 384, 256, 256, 128, 64, 10], seed=number)
     weights = (folder / "v0" / "model.onnx").stat().st_size / 1e6
-    command = [sys.executable, "-m", "benchmarks.footprint", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
+    with Child("benchmarks.footprint", str(folder)) as plane:
 
-    def ask(order: str) -> float:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(order + "\n")
-        process.stdin.flush()
-        json.loads(process.stdout.readline())
-        time.sleep(0.5)
-        return pss(process.pid)
+        def ask(order: str) -> float:
+            plane.ask(order)
+            time.sleep(0.5)
+            return pss(plane.pid)
 
-    try:
         sizes = [ask(f"load v{number}") for number in range(VERSIONS)]
         ask("load again")
         before = ask("unload again")  # what the first of all leaves behind once is no version's
         ask("load again")
         after = ask("unload again")
-    finally:
-        process.stdin.close()
-        process.wait(10)
     steps = [after - before for before, after in itertools.pairwise(sizes)]
     print(f"  PSS with 1 to {VERSIONS} versions: {', '.join(f'{size:.1f}' for size in sizes)} MB", file=sys.stderr)
     return [

@@ -23,7 +23,6 @@ import asyncio
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import _client, _models
+from benchmarks._child import Child
 
 
 class Case(NamedTuple):
@@ -66,22 +66,9 @@ def run() -> list[dict[str, Any]]:
             at = folder / f"medium-{version}"
             models["medium"] = _models.convolutional(at, "medium", 64, [3, 64, 96, 112, 10], seed=version)
             models["tiny"] = _models.dense(folder / f"tiny-{version}", "tiny", SIZES, seed=version)
-        command = [sys.executable, "-m", "benchmarks.shadow", str(folder)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            port = json.loads(process.stdout.readline())["port"]
-            figures = []
-            for case in CASES:
-                found = measure(port, case, models[case.model])
-                process.stdin.write("counts\n")
-                process.stdin.flush()
-                figures.append(figure(case, found, json.loads(process.stdout.readline())))
-            return figures
-        finally:
-            process.stdin.close()
-            process.wait(10)
+        with Child("benchmarks.shadow", str(folder)) as plane:
+            port = plane.hear()["port"]
+            return [figure(case, measure(port, case, models[case.model]), plane.ask("counts")) for case in CASES]
 
 
 def measure(port: int, case: Case, model: _models.Model) -> dict[str, list[tuple[float, float]]]:

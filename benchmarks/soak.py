@@ -22,7 +22,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _client, _soak_memory
+from benchmarks._child import Child
 from benchmarks._soak_load import BATCH_ROWS, SEEDS, Batches, Crowd, Expected, Log
 
 GAP_S = 2.0
@@ -72,32 +72,15 @@ request_timeout_s = 5
 LEAKS = 8  # at 40 MB each more than its limit allows
 
 
-class Server:
+class Server(Child):
     """The process with the plane, and orders to it."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks._soak_plane", str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.port = self._read()["port"]
+        super().__init__("benchmarks._soak_plane", str(folder))
+        self.port = self.hear()["port"]
 
     def do(self, **order: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        return self.ask(json.dumps(order))
 
 
 class Director:
