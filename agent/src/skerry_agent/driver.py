@@ -246,6 +246,8 @@ class Driver:
                 self._background(effect, digest, lambda: self._warm(digest), timeout_s)
             case fx.SetRoutes(endpoint, routes, digests):
                 self._plane.set_routes(endpoint, routes, digests, effect.shadow, effect.shadow_digests)
+                if effect.gone:
+                    self._plane.forget(endpoint)
                 self._watcher.routed(endpoint, digests)
             case fx.Unload(digest):
                 self._unload(digest)

@@ -138,6 +138,10 @@ class DataPlane(Protocol):
         shadow_digests: tuple[str, ...] = (),
     ) -> None: ...
 
+    def forget(self, endpoint: str) -> None:
+        """There is no such endpoint any more: 404 from now on."""
+        ...
+
     async def unload(self, digest: str) -> None:
         """Drain, then stop."""
         ...

@@ -179,6 +179,8 @@ class Bench:
             case fx.SetRoutes(endpoint, _, digests):
                 assert set(digests) <= self.loaded, "traffic to a version that is not loaded"
                 self.routes[endpoint] = digests
+                if effect.gone:
+                    del self.routes[endpoint]
             case fx.Unload(digest):
                 self.loaded.discard(digest)
             case fx.Remove(digest, objects):

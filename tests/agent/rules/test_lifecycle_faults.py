@@ -411,6 +411,18 @@ def test_a_serving_version_that_errs_is_unhealthy_until_it_is_well_or_long_silen
         assert bench.reported(1).phase is ModulePhase.HEALTHY
 
 
+def test_what_was_proven_here_is_only_not_ready_after_a_restart_and_gone_when_it_is_taken_off() -> None:
+    bench = serving_v1()
+    bench.routes.clear()
+    bench.faults["Load", V1.digest] = ["hang"]
+    bench.boot()
+    assert bench.routes == {"digits": ()}, "503, and not: there is no such model"
+    bench.run(130)
+    assert bench.routes == {"digits": (V1.digest,)}
+    bench.desire(2)
+    assert bench.routes == {}, "404, and not: ask again soon"
+
+
 def test_a_version_that_is_asked_seldom_is_unhealthy_too_when_it_fails() -> None:
     bench = serving_v1()
     for _ in range(20):  # one request each two seconds, as when each hangs for so long

@@ -58,10 +58,21 @@ def test_server_metadata_stands_with_and_without_the_slash(plane: Running, path:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v2/health/live", "/v2/health/ready", "/v2/models/linear/ready", "/v2/models/linear/versions/1/ready"],
+    ["/v2/health/live", "/v2/models/linear/ready", "/v2/models/linear/versions/1/ready"],
 )
 def test_live_and_ready(plane: Running, path: str) -> None:
     assert plane.ask("GET", path).status == 200
+
+
+def test_the_device_is_ready_when_all_that_it_serves_can_score(plane: Running) -> None:
+    assert plane.ask("GET", "/v2/health/ready").status == 503, "one endpoint has no version"
+    plane.do(lambda: plane.plane.forget("empty"))
+    try:
+        assert plane.ask("GET", "/v2/health/ready").status == 200
+        assert plane.ask("GET", "/v2/models/empty").status == 404
+    finally:
+        plane.route("empty")
+    assert plane.ask("GET", "/v2/models/empty").status == 503
 
 
 @pytest.mark.parametrize("path", ["/v2/models/linear", "/v2/models/linear/versions/1"])

@@ -69,6 +69,9 @@ class World:
             raise RuntimeError("a fault of the data plane")
         self.log.append(("routes", endpoint, digests))
 
+    def forget(self, endpoint: str) -> None:
+        self.log.append(("forget", endpoint))
+
     # link and spool
     def subscribe_chunks(self, digest: str) -> None:
         self.log.append(("subscribe", digest))
@@ -106,7 +109,7 @@ class Rig:
             with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as state:
                 world: Any = self.world
                 plane = type("Plane", (), {"load": world._load, "golden": world.golden, "warm": world.warm})()
-                plane.unload, plane.set_routes = world.unload, world.set_routes
+                plane.unload, plane.set_routes, plane.forget = world.unload, world.set_routes, world.forget
                 outside = type("Outside", (), {"report": staticmethod(world.report_state)})()
                 for name in ("subscribe_chunks", "unsubscribe_chunks", "send_want", "emit"):
                     setattr(outside, name, getattr(world, name))

@@ -90,3 +90,5 @@ def test_what_the_hub_takes_away_is_unloaded_for_clients_too(
     assert states(client) == {"1": "READY", "2": "READY"}
     hub.desire()
     wait_until(lambda: not states(client), seconds=60)
+    answer = client._get("v2/models/double", None, None)
+    assert (answer.status_code, b"this device serves none" in answer.read()) == (404, True), "not: ask again soon"

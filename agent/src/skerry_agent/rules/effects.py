@@ -207,7 +207,8 @@ class Warm(_E, frozen=True):
 class SetRoutes(_E, frozen=True):
     """From now on requests to ``endpoint`` go to ``routes`` (digest by (module, version)); atomic, drops nothing.
 
-    Empty routes: the endpoint answers 503. ``shadow`` versions score copies of the requests and never answer.
+    Empty routes: the endpoint answers 503, or 404 if it is ``gone``. ``shadow`` versions score copies of the requests
+    and never answer.
     """
 
     endpoint: str
@@ -215,6 +216,7 @@ class SetRoutes(_E, frozen=True):
     digests: tuple[str, ...]
     shadow: tuple[Route, ...] = ()
     shadow_digests: tuple[str, ...] = ()
+    gone: bool = False
 
 
 class Unload(_E, frozen=True):

@@ -188,12 +188,19 @@ class Versions:
     def route(self) -> None:
         """Bring the routes up to date."""
         table = routes.compute(self.slots, self.loaded, self.endpoints)
-        for name in [name for name in self._routed if name not in table]:
-            table[name] = fx.SetRoutes(name, (), ())
-        for name, wanted in table.items():
-            if self._routed.get(name, fx.SetRoutes(name, (), ())) != wanted:
-                self.out.append(wanted)
-        self._routed = {name: wanted for name, wanted in table.items() if wanted.routes}
+        self.out += [fx.SetRoutes(name, (), (), gone=True) for name in self._routed if name not in table]
+        known = {name: one for name, one in table.items() if one.routes or name in self._routed or self._served(name)}
+        self.out += [wanted for name, wanted in known.items() if self._routed.get(name) != wanted]
+        self._routed = known
+
+    def _served(self, endpoint: str) -> bool:
+        """Whether a version of it was proven here, so that those who ask need only wait: after a restart, as a rule."""
+        slot = self.slots.get(endpoint)
+        if slot is not None and not slot.side and slot.current:
+            return True
+        behind = {(one.module, one.version) for each in self.endpoints if each.name == endpoint for one in each.routes}
+        held = [slot.record(slot.current) for slot in self.slots.values()]
+        return any((record.name, record.version) in behind for record in held if record is not None)
 
     def _mark(self, record: Record, step: Step, now: float) -> None:
         if record.step is not step:

@@ -370,6 +370,9 @@ class Plane:
             if not version.ready and not self.is_routed(version):
                 version.hand_over(made.choose())
 
+    def forget(self, endpoint: str) -> None:
+        self._endpoints.pop(endpoint, None)
+
     def _settle(self) -> None:
         """Once changes have come to rest, give back the memory that they needed."""
         if self._settling is not None:
@@ -377,10 +380,8 @@ class Plane:
         self._settling = asyncio.get_running_loop().call_later(SETTLED_S, give_back)
 
     def is_ready(self) -> bool:
-        """Whether every endpoint that has a version can score now."""
-        return all(
-            any(v.ready for v in endpoint.versions) for endpoint in self._endpoints.values() if endpoint.versions
-        )
+        """Whether every endpoint can score now."""
+        return all(any(version.ready for version in one.versions) for one in self._endpoints.values())
 
     def find(self, model: str, version: str) -> tuple[Version, ...]:
         endpoint = self._endpoints.get(model)
