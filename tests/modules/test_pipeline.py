@@ -7,91 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper, save_model
-from onnx.reference import ReferenceEvaluator
 
-from skerry_modules import manifest, package, pipeline
-from skerry_modules.compatibility import DeviceFacts, obstacles
-from skerry_modules.errors import InputError, PeerError
+from modules.pipelines import GOOD
+from skerry_modules import manifest, pipeline
+from skerry_modules.errors import InputError
 from skerry_modules.pipeline import Step
-from skerry_modules.profiles import EngineSupport, Limits, Profile
 from skerry_modules.tensors import TensorSpec
-
-GOOD = """\
-format = 1
-name = "digits"
-engine = "pipeline"
-
-[[inputs]]
-name = "pixels"
-datatype = "FP32"
-shape = [-1, 4]
-
-[[outputs]]
-name = "probabilities"
-datatype = "FP32"
-shape = [-1, 3]
-from = "average.y"
-
-[[steps]]
-name = "scale"
-engine = "python"
-model = "scale.py"
-from = {x = "input.pixels"}
-[[steps.inputs]]
-name = "x"
-datatype = "FP32"
-shape = [-1, 4]
-[[steps.outputs]]
-name = "x"
-datatype = "FP32"
-shape = [-1, 4]
-
-[[steps]]
-name = "small"
-engine = "onnx"
-model = "small.onnx"
-from = {x = "scale.x"}
-[steps.options]
-threads = 1
-[[steps.inputs]]
-name = "x"
-datatype = "FP32"
-shape = [-1, 4]
-[[steps.outputs]]
-name = "y"
-datatype = "FP32"
-shape = [-1, 3]
-
-[[steps]]
-name = "large"
-engine = "onnx"
-model = "large.onnx"
-[steps.from]
-x = "scale.x"
-[[steps.inputs]]
-name = "x"
-datatype = "FP32"
-shape = [-1, 4]
-[[steps.outputs]]
-name = "y"
-datatype = "FP32"
-shape = [-1, 3]
-
-[[steps]]
-name = "average"
-combine = "weighted"
-from = {small = "small.y", large = "large.y"}
-weights = {small = 1.0, large = 3.0}
-[[steps.outputs]]
-name = "y"
-datatype = "FP32"
-shape = [-1, 3]
-"""
 
 
 def test_a_good_pipeline_reads_back_from_json() -> None:
@@ -445,102 +369,6 @@ def test_the_order_holds_or_there_is_a_circle(places: list[int], edges: list[tup
     for step in steps:  # whoever is left waits for another who is left, or for itself
         if step.name not in done:
             assert {pipeline.split(source)[0] for source in step.sources.values()} - done
-
-
-# -- packing ----------------------------------------------------------------------------------------------------------
-
-
-def write_model(path: Path, rows: int = 4, columns: int = 3, operator: str = "Softmax", opset: int = 17) -> None:
-    weights = numpy_helper.from_array(np.ones((rows, columns), "f4"), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node(operator, ["h"], ["y"])]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", rows])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", columns])],
-        [weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
-    ReferenceEvaluator(model)
-    save_model(model, str(path))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "module.toml").write_text(GOOD)
-    (tmp_path / "scale.py").write_text("def run(inputs):\n    return inputs\n")
-    write_model(tmp_path / "small.onnx")
-    write_model(tmp_path / "large.onnx", operator="Sigmoid", opset=18)
-    return tmp_path
-
-
-def test_facts_are_those_of_all_steps(folder: Path) -> None:
-    packed = package.write_package(folder, folder / "out.skerry")
-    facts = packed.index.facts
-    assert (facts.opset, facts.operators) == (18, ("MatMul", "Sigmoid", "Softmax"))
-    assert set(facts.steps) == {"scale", "small", "large"}
-    assert (facts.steps["large"].opset, facts.steps["large"].operators) == (18, ("MatMul", "Sigmoid"))
-    with package.read_package(packed.path) as opened:
-        assert opened.index == packed.index
-
-
-def test_a_steps_model_is_held_to_the_step(folder: Path) -> None:
-    write_model(folder / "large.onnx", columns=5)
-    with pytest.raises(InputError) as caught:
-        package.build_index(folder, package.read_folder(folder))
-    assert caught.value.code == "manifest.model_mismatch"
-    assert caught.value.message.startswith("cannot pack step 'large': output 'y': the manifest says [-1, 3]")
-    assert caught.value.data["step"] == "large"
-
-
-def test_a_steps_file_must_be_there(folder: Path) -> None:
-    (folder / "scale.py").unlink()
-    with pytest.raises(InputError, match=r"line 19, field steps\[0\].model: there is no file 'scale.py'"):
-        package.build_index(folder, package.read_folder(folder))
-
-
-def test_an_index_with_a_broken_graph_is_refused(folder: Path) -> None:
-    index, _ = package.build_index(folder, package.read_folder(folder))
-    data = package.index_bytes(index)
-    with pytest.raises(PeerError, match="there is no step 'nobody'") as caught:
-        package.parse_index(data.replace(b'"average.y"', b'"nobody.y"'))
-    assert caught.value.code == "package.unreadable"
-
-
-# -- where it can run -------------------------------------------------------------------------------------------------
-
-
-def profile(*engines: EngineSupport) -> Profile:
-    return Profile(
-        format=1, name="box", title="A box", architecture="x86_64", cores=4, memory_mb=4000, engines=engines,
-        limits=Limits(memory_mb=2000, disk_mb=2000), sources=(),
-    )  # fmt: skip
-
-
-ONNX = EngineSupport(name="onnx", max_opset=17, unsupported_operators=("Sigmoid",))
-PYTHON = EngineSupport(name="python")
-
-
-def test_every_steps_engine_is_needed(folder: Path) -> None:
-    index, _ = package.build_index(folder, package.read_folder(folder))
-    open_onnx = EngineSupport(name="onnx")
-    assert not obstacles(index.manifest, index.facts, profile(open_onnx, PYTHON))
-    (lacks,) = obstacles(index.manifest, index.facts, profile(open_onnx))
-    assert (lacks.code, lacks.message) == (
-        "unschedulable.engine",
-        "step 'scale' needs the engine python, box has onnx",
-    )
-    found = obstacles(index.manifest, index.facts, profile(ONNX, PYTHON))
-    assert [one.message for one in found] == [
-        "step 'large' uses Sigmoid, which onnx does not support there",
-        "step 'large' uses opset 18, onnx there reads up to 17",
-    ]
-    assert {one.code for one in found} == {"unschedulable.operator"}
-    there = DeviceFacts(engines={"python": "3.11"})
-    found = obstacles(index.manifest, index.facts, profile(open_onnx, PYTHON), there)
-    assert [one.message for one in found] == [
-        f"step {name!r} needs the engine onnx, the device has installed python" for name in ("small", "large")
-    ]
 
 
 def test_the_pages_example_is_a_pipeline() -> None:
