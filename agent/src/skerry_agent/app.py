@@ -123,6 +123,7 @@ class App:
         self.events = Events(lambda event: self.outbox.put("event", event), settings.reporting.repeat_s, time.monotonic)
         self.hub.outbox, self.hub.events = self.outbox, self.events
         self.plane = self._make_plane()
+        self.plane.starting = True
         await self.plane.start()
         self.telemeter = Telemeter(
             self.plane,
@@ -136,6 +137,7 @@ class App:
         self.plane.repository.shelf = wiring.make_shelf(self)
         self.hub.commands = self.commands = self._make_commands()
         await self.driver.boot(self.boot)
+        self.plane.starting = False
         self.commands.resume()
         self._after_boot(damaged=spool.damaged)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -14,6 +17,8 @@ from support.processes import wait_until
 
 from .daemon import Daemon, module_folder
 from .hub import FakeHub
+
+PATHS = ("models/double", "models/double/versions/1/ready", "health/ready")
 
 
 def zygotes(daemon: Daemon) -> list[psutil.Process]:
@@ -42,6 +47,37 @@ def test_a_restarted_agent_uses_the_zygote_begun_before_it(
         wait_until(lambda: "double" in str(one.status()["loaded"]), what="the module to be loaded")
         wait_until(lambda: one.score([[1.0, 2.0]])[0] == 200)
         assert len(zygotes(one)) == 1, "exactly one: the one begun was taken, and no second was made"
+
+
+@pytest.mark.mosquitto
+def test_who_asks_a_restarting_agent_is_told_to_wait_and_never_that_there_is_no_such_model(
+    hub: FakeHub, daemon: Callable[..., Daemon], tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    one, port = daemon(), free_port()
+    hub.desire(hub.pack(module_folder(tmp_path / "v1", 3.0)).wanted(1))
+    hub.wait_phase(1, "Healthy", 60)
+    one.stop()
+    one.config.write_text(one.config.read_text().replace('"127.0.0.1:0"', f'"127.0.0.1:{port}"'))
+    ask = [httpx.Request("GET", f"http://127.0.0.1:{port}/v2/{path}") for path in PATHS]
+    told: list[tuple[int, ...]] = []
+    over = threading.Event()
+
+    def look() -> None:
+        with httpx.Client(timeout=5) as client:
+            while not over.is_set():
+                with contextlib.suppress(httpx.TransportError):
+                    told.append(tuple(client.send(request).status_code for request in ask))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        one.start()
+        wait_until(lambda: told and told[-1] == (200, 200, 200), what="all to be ready")
+    finally:
+        over.set()
+        thread.join()
+    assert told[0] == (503, 503, 503), "the address answers before the model is loaded"
+    assert {status for one in told for status in one} == {200, 503}
 
 
 def test_what_nobody_takes_is_ended(tmp_path: Path) -> None:

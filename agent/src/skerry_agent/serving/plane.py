@@ -63,6 +63,7 @@ class Plane:
         self._nurseries: dict[tuple[str, str], Nursery] = {}  # by runtimes and environment
         self._homes: dict[str, tuple[str, str]] = {}  # which of them a version's workers come from
         self._capture_rate = -1.0
+        self.starting = False  # what is held here is not known yet
         self._closing = False
         self._settling: asyncio.TimerHandle | None = None
 
@@ -381,7 +382,8 @@ class Plane:
 
     def is_ready(self) -> bool:
         """Whether every endpoint can score now."""
-        return all(any(version.ready for version in one.versions) for one in self._endpoints.values())
+        ready = (any(version.ready for version in one.versions) for one in self._endpoints.values())
+        return not self.starting and all(ready)
 
     def find(self, model: str, version: str) -> tuple[Version, ...]:
         endpoint = self._endpoints.get(model)
@@ -399,7 +401,7 @@ class Plane:
             found = endpoint.versions if endpoint is not None else ()
         if found:
             return found
-        if endpoint is not None and not version:
+        if self.starting or (endpoint is not None and not (version and endpoint.versions)):
             raise ResourceError("scoring.not_ready", f"cannot use {model}: it has no version ready; ask again soon")
         what = f"version {version} of {model}" if version else model
         here = [f"{model}:{one.number}" for one in self._versions.values() if version and one.manifest.name == model]
