@@ -279,7 +279,7 @@ def test_a_kill_of_the_process_that_scores_only_delays(world: World, tmp_path: P
 
 def _is_batch(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "--lines" in process.cmdline()
+        return bool({"--lines", "skerry_agent.jobs.scoring"} & set(process.cmdline()))
     return False
 
 

@@ -22,7 +22,9 @@ from skerry_modules.messages import Tensor
 DEVICES = ("a", "b", "c")
 LIMITS = BatchLimits(attempts=6, failures=3, pause_s=1.0, pause_max_s=4.0)
 PLACES = st.lists(
-    st.builds(Place, device=st.sampled_from(DEVICES), online=st.booleans(), serves=st.booleans(), busy=st.booleans()),
+    st.builds(
+        Place, device=st.sampled_from(DEVICES), online=st.booleans(), serves=st.booleans(), parts=st.integers(0, 3)
+    ),
     unique_by=lambda one: one.device,
 )
 PARTS = st.lists(
@@ -38,11 +40,14 @@ PARTS = st.lists(
 )
 
 
-@given(PARTS, PLACES, st.integers(0, 20))
-def test_parts_go_to_devices_that_can_score_them(parts: list[Part], places: list[Place], now: int) -> None:
-    found = rules.give(parts, places, now)
+@given(PARTS, PLACES, st.integers(0, 20), st.integers(1, 3))
+def test_parts_go_to_devices_that_can_score_them(
+    parts: list[Part], places: list[Place], now: int, at_once: int
+) -> None:
+    found = rules.give(parts, places, now, at_once=at_once)
     by_number, by_name = {one.number: one for one in parts}, {one.device: one for one in places}
-    assert len({number for number, _ in found}) == len({device for _, device in found}) == len(found)
+    assert len({number for number, _ in found}) == len(found), "each part once"
+    has = {name: one.parts + sum(device == name for _, device in found) for name, one in by_name.items()}
     for number, device in found:
         part, place = by_number[number], by_name[device]
         assert part.state is PartState.QUEUED
@@ -51,11 +56,36 @@ def test_parts_go_to_devices_that_can_score_them(parts: list[Part], places: list
         assert device not in part.refused
         assert place.online
         assert place.serves
-        assert not place.busy
-    left = {one.device for one in places if one.online and one.serves and not one.busy} - {one for _, one in found}
+        assert has[device] <= at_once
+    usable = {one.device for one in places if one.online and one.serves}
+    left = {name for name in usable if not has[name]}
     for part in parts:  # nobody idles beside a part that it could have
         if part.state is PartState.QUEUED and part.retry_at <= now and part.number not in dict(found):
             assert not {one for one in left if part.only in ("", one) and one not in part.refused}
+    waiting = [part for part in parts if part.state is PartState.QUEUED and part.retry_at <= now]
+    ahead = sum(max(0, has[name] - max(1, by_name[name].parts)) for name in usable)
+    assert not ahead or len(waiting) - len(found) >= len(usable) - 1, "the last parts wait for whoever is ready first"
+
+
+@pytest.mark.parametrize(
+    ("parts", "has", "found"),
+    [
+        (4, {"a": 0}, "aa"),
+        (4, {"a": 1}, "a"),
+        (4, {"a": 2}, ""),
+        (1, {"a": 1}, "a"),  # nobody else could take it sooner
+        (1, {"a": 1, "b": 1}, ""),
+        (2, {"a": 1, "b": 1}, "a"),
+        (2, {"a": 0, "b": 0}, "ab"),
+        (6, {"a": 0, "b": 0}, "abab"),
+        (3, {"a": 1, "b": 0}, "ba"),
+    ],
+)
+def test_a_part_is_given_ahead_where_nobody_waits_for_it(parts: int, has: dict[str, int], found: str) -> None:
+    places = [Place(device=name, online=True, serves=True, parts=number) for name, number in has.items()]
+    given_to = rules.give([Part(number=number) for number in range(parts)], places, 0, at_once=2)
+    assert sorted(device for _, device in given_to) == sorted(found)
+    assert [number for number, _ in given_to] == list(range(len(found))), "in their order"
 
 
 CODES = st.sampled_from(
@@ -70,9 +100,9 @@ def test_a_part_that_is_never_scored_comes_to_an_end(only: str, codes: list[str]
         if part.state is not PartState.QUEUED:
             break
         now = max(now, part.retry_at)
-        places = [Place(device=one, online=True, serves=True, busy=False) for one in DEVICES]
+        places = [Place(device=one, online=True, serves=True) for one in DEVICES]
         rng.shuffle(places)
-        found = rules.give([part], places, now)
+        found = rules.give([part], places, now, at_once=LIMITS.at_once)
         assert found, "somebody can always take it"
         part = rules.given(part, found[0][1])
         given_out += 1

@@ -29,6 +29,7 @@ from skerry_agent.engines import available
 from skerry_agent.engines._host import installed
 from skerry_agent.events import Events
 from skerry_agent.hublink import HubLink, NoLink
+from skerry_agent.jobs.command import AT_ONCE as PARTS_AT_ONCE
 from skerry_agent.mqtt import LinkEvent, MqttLink
 from skerry_agent.outbox import Outbox
 from skerry_agent.rules import effects as fx
@@ -211,7 +212,7 @@ class App:
             lambda result: self.outbox.put("result", result),
             {"profile": profiler, batches.COMMAND: scorer, batches.STOP: scorer.stop},
             # A batch's requests would be measured too.
-            alone=frozenset({"profile", batches.COMMAND}),
+            alone={"profile": 1, batches.COMMAND: PARTS_AT_ONCE},
         )
 
     async def in_disk_thread(self, work: Callable[[], Any]) -> Any:

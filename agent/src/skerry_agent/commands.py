@@ -4,7 +4,8 @@
   ``SkerryError``. It is cancelled at the command's deadline.
 * A command that comes twice is carried out once. One that the agent did not live to answer is answered after the next
   start (``command.interrupted``): what is in hand stands in a file.
-* Of the names in ``alone`` one is carried out at a time; another is refused at once with ``command.busy``.
+* Of the names in ``alone`` one is carried out at a time, as often at once as stands beside it; what is more is refused
+  at once with ``command.busy``.
 
 Results go through the spool, so that they are not lost either.
 """
@@ -43,11 +44,11 @@ class Commands:
         folder: where the file of commands in hand stands.
         put: takes results for the spool.
         handlers: by name; ``ping`` is always there.
-        alone: names of which one is carried out at a time.
+        alone: names of which one is carried out at a time, and how many commands of it at once.
     """
 
     def __init__(
-        self, folder: Path, put: Callable[[Result], None], handlers: dict[str, Handler], *, alone: frozenset[str]
+        self, folder: Path, put: Callable[[Result], None], handlers: dict[str, Handler], *, alone: dict[str, int]
     ) -> None:
         self._path = folder / _FILE
         self._put = put
@@ -75,14 +76,21 @@ class Commands:
             text = f"cannot do {command.name[:80]!r}: this agent knows {known}; update the agent"
             self._end(command, InputError("command.unknown", text))
             return
-        busy = [other for other, (name, _) in self._running.items() if name in self._alone]
-        if command.name in self._alone and busy:
-            text = f"cannot begin {command.name} now: the command {busy[0]} goes on; ask again when it has ended"
+        if busy := self._in_the_way(command.name):
+            text = f"cannot begin {command.name} now: the command {busy} goes on; ask again when it has ended"
             self._end(command, ResourceError("command.busy", text))
             return
         task = asyncio.get_running_loop().create_task(self._carry_out(command, handler), name=f"command {command.name}")
         self._running[command.id] = (command.name, task)
         self._save()
+
+    def _in_the_way(self, name: str) -> str:
+        """The command whose end another of this name has to wait for; empty: none."""
+        if name not in self._alone:
+            return ""
+        others = {other: its for other, (its, _) in self._running.items() if its in self._alone}
+        strange = [other for other, its in others.items() if its != name]
+        return next(iter(strange or others)) if strange or len(others) >= self._alone[name] else ""
 
     async def _carry_out(self, command: Command, handler: Handler) -> None:
         def progress(share: float, text: str) -> None:

@@ -133,8 +133,8 @@ def shares_of(session: Session, row: BatchRow) -> list[Share]:
         share.running += part.state == PartState.RUNNING
         share.scored += part.scored
         share.errors += part.errors
-        if part.state == PartState.RUNNING:
-            share.progress = part.progress
+        if part.state == PartState.RUNNING:  # another may wait behind the one that is scored
+            share.progress = max(share.progress, part.progress)
         at = max(part.given_at, part.ended_at)
         if part.code and at >= newest.get(share.device, 0):
             share.code, share.message, newest[share.device] = part.code, part.message, at

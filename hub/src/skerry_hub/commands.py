@@ -1,6 +1,6 @@
 """What devices are told to do once: each command has a row, and each row comes to a typed end.
 
-A row is there before the command is sent. The device's own words change it (:mod:`skerry_hub.ingest_sql`); where none
+A row is there before the command is sent. The device's own words change it (:mod:`skerry_hub.ingest.sql`); where none
 come by ``deadline_at``, the hub ends it with ``command.no_answer``, and a late answer still replaces that.
 """
 
@@ -47,14 +47,19 @@ def create(
     reason: str = "",
     now: int,
     audited: bool = True,
+    at_once: int = 1,
 ) -> tuple[CommandRow, Command]:
-    """The row, and the message to send after the commit. ``audited``: whether it is a deed of its own.
+    """The row, and the message to send after the commit.
+
+    Args:
+        audited: whether it is a deed of its own.
+        at_once: how many of this name a device may have in hand.
 
     Raises:
         InputError: ``device.unknown``.
         ResourceError: ``command.offline``, ``command.busy``: another of this name goes on there.
     """
-    _check_free(session, device, name)
+    _check_free(session, device, name, at_once)
     row = CommandRow(
         id=secrets.token_hex(8),
         device=device,
@@ -84,21 +89,22 @@ def create(
     return row, Command(id=row.id, name=name, arguments=dict(arguments), deadline_s=deadline_s)
 
 
-def _check_free(session: Session, device: str, name: str) -> None:
+def _check_free(session: Session, device: str, name: str, at_once: int) -> None:
     found = devices.get(session, device)
     if not found.online:
         raise ResourceError(
             "command.offline",
             f"cannot tell {device} to {name}: it is not connected; try again when it is",
         )
-    busy = select(CommandRow).where(
+    going = select(CommandRow.id).where(
         col(CommandRow.device) == device, col(CommandRow.name) == name, col(CommandRow.ended_at) == 0
     )
-    if other := session.exec(busy).first():
+    others = session.exec(going.limit(at_once)).all()
+    if len(others) >= at_once:
         raise ResourceError(
             "command.busy",
-            f"cannot tell {device} to {name}: the command {other.id} goes on there; wait for its end",
-            command=other.id,
+            f"cannot tell {device} to {name}: the command {others[0]} goes on there; wait for its end",
+            command=others[0],
         )
 
 

@@ -25,7 +25,8 @@ class Desk:
         self.carried_out: list[str] = []
         self.go_on = asyncio.Event()
         handlers: dict[str, Handler] = {"wait": self._wait, "refuse": self._refuse, "break": self._break}
-        self.table = Commands(folder, self.answers.append, handlers, alone=frozenset({"wait"}))
+        handlers["twice"] = self._wait
+        self.table = Commands(folder, self.answers.append, handlers, alone={"wait": 1, "twice": 2})
 
     async def _wait(self, command: Command, progress: Progress) -> dict[str, Any]:
         self.carried_out.append(command.id)
@@ -70,7 +71,7 @@ def test_each_command_ends_in_its_type(tmp_path: Path) -> None:
             ("r", False, "request.invalid"),
         ]
         unknown = next(one for one in desk.answers if one.command == "d")
-        assert unknown.message.startswith("cannot do 'dance': this agent knows break, ping, refuse, wait")
+        assert unknown.message.startswith("cannot do 'dance': this agent knows break, ping, refuse, twice, wait")
 
     run(scenario())
 
@@ -105,6 +106,28 @@ def test_what_comes_twice_is_done_once_and_what_goes_not_together_is_refused(tmp
         await settle()
         assert desk.carried_out == ["one", "three"]
         assert [end[0] for end in desk.ends] == ["two", "p", "one", "three"]
+
+    run(scenario())
+
+
+def test_some_may_be_in_hand_twice_but_not_beside_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = Desk(tmp_path)
+        for id_, name in (("a", "twice"), ("b", "twice"), ("c", "twice"), ("w", "wait")):
+            desk.take(id_, name)
+        await settle()
+        assert desk.carried_out == ["a", "b"]
+        assert desk.ends == [("c", False, "command.busy"), ("w", False, "command.busy")]
+        desk.go_on.set()
+        await settle()
+        desk.go_on.clear()
+        desk.take("v", "wait")
+        desk.take("d", "twice")
+        await settle()
+        assert desk.carried_out == ["a", "b", "v"]
+        assert desk.ends[-1] == ("d", False, "command.busy")
+        desk.go_on.set()
+        await settle()
 
     run(scenario())
 

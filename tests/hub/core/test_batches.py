@@ -128,11 +128,12 @@ class Hub:
         assert said is not None
         return said
 
-    def answered(self, device: str, *, code: str = "") -> None:
-        """The device ends its command."""
+    def answered(self, device: str, *, code: str = "", command: str = "") -> None:
+        """The device ends its command: its only one, if none is named."""
         with self.db.session() as session:
             going = select(CommandRow).where(col(CommandRow.device) == device, col(CommandRow.ended_at) == 0)
-            row = session.exec(going).one()
+            row = session.get(CommandRow, command) if command else session.exec(going).one()
+            assert row is not None
             row.state = commands.CommandState.FAILED if code else commands.CommandState.DONE
             row.code, row.message, row.ended_at = code, code and "why", now_ms()
             session.add(row)
@@ -173,7 +174,7 @@ def finish(hub: Hub, job: int, value: Callable[[int], float] = float) -> BatchRo
             order = msgspec.convert(command.arguments, PartOrder)
             units = hub.parts(job)[order.part].units
             assert hub.send(device, order, result_of(units, value(order.part))).over
-            hub.answered(device)
+            hub.answered(device, command=command.id)
         return hub.job(job).ended_at > 0
 
     wait_until(over, what="the job to end")

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -39,7 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float = 300.0
     restart: bool = False
     header: bool | None = None  # of a table: None: it tells by itself
-    told: bool = False  # progress as JSON lines on stderr, for the program that started this one
+    told: bool = False  # progress as JSON lines, for the program that started this one
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +56,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_s: float
 
 
-def run(order: Order) -> Summary:
-    """Score everything that is not scored yet.
+def run(order: Order, stream: TextIO | None = None) -> Summary:
+    """Score everything that is not scored yet. Progress goes to ``stream``: stderr where none is given.
 
     Raises:
         SkerryError: the job cannot begin or go on. What is done stays done: the same call goes on from there.
@@ -83,11 +83,11 @@ def run(order: Order) -> Summary:
     scorer = Scorer(order.url, order.model, version, retries=0, low=True)
     files = table.unit == "files"
     with opened(order.output, job, model, files=files, kept=table.kept, restart=order.restart) as parts:
-        os.nice(NICENESS)
+        os.nice(max(0, NICENESS - os.nice(0)))  # a process may score several jobs
         before = list(parts.done.values())
         resumed = sum(done.rows + done.errors for done in before)
         title = f"{order.model} {version}"
-        progress = _progress(order, title, table, before)
+        progress = _progress(order, title, table, before, stream)
         pace = Pace(PaceSettings(max_rows=order.rows))
         blocks = Blocks(scorer, model, pace, timeout_s=order.timeout_s, patience_s=order.patience_s, told=progress.rows)
         try:
@@ -125,12 +125,12 @@ def _score(table: Table, parts: Parts, blocks: Blocks, progress: Progress) -> No
         progress.units(part.units)
 
 
-def _progress(order: Order, title: str, table: Table, before: Sequence[Done]) -> Progress:
+def _progress(order: Order, title: str, table: Table, before: Sequence[Done], stream: TextIO | None) -> Progress:
     done = sum(one.units for one in before)
     if not order.told:
-        return Progress(title, table.units, table.unit, done)
+        return Progress(title, table.units, table.unit, done, stream)
     rows, errors = (sum(getattr(one, key) for one in before) for key in ("rows", "errors"))
-    return Lines(title, table.units, table.unit, done, rows=rows, errors=errors)
+    return Lines(title, table.units, table.unit, done, rows=rows, errors=errors, stream=stream)
 
 
 def _check(order: Order) -> None:

@@ -61,13 +61,23 @@ class Progress:
 
 
 class Lines(Progress):
-    """Progress for the program that started this one: a JSON object per line on stderr, at most two a second.
+    """Progress for the program that started this one: a JSON object per line, at most two a second.
 
     ``rows`` and ``errors`` count what earlier runs settled too.
     """
 
-    def __init__(self, title: str, units: int, unit: str, done: int = 0, *, rows: int = 0, errors: int = 0) -> None:
-        super().__init__(title, units, unit, done)
+    def __init__(
+        self,
+        title: str,
+        units: int,
+        unit: str,
+        done: int = 0,
+        *,
+        rows: int = 0,
+        errors: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        super().__init__(title, units, unit, done, stream)
         self._rows, self._errors = rows, errors
         self._shown = True
         self._drawn = -_TOLD_S  # the first one is told at once

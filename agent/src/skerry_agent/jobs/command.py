@@ -64,6 +64,7 @@ class PartScorer:
         self._stopped: set[Key] = set()
         self._letting_go: set[asyncio.Task[None]] = set()
         self._fetching, self._scoring, self._sending = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._child = child.Child()
         courier.on_unwanted = self._unwanted
         folders.prepare()
 
@@ -191,7 +192,7 @@ class PartScorer:
             unit = f"{line.done:,} of {line.units:,} {line.unit}"
             told(f"scoring: {unit}", SCORED * line.done / max(line.units, 1))
 
-        await child.run(child.arguments(order, source, result, address), heard)
+        await self._child.score(child.task_of(order, source, result, address), heard)
 
 
 class _Told:

@@ -6,6 +6,7 @@ Computed in a reading session first, and only where something changes again in a
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -60,18 +61,18 @@ class Look:
 
     def _find_places(self) -> dict[str, Place]:
         if self._row.target == HUB:
-            return {HUB: Place(device=HUB, online=True, serves=True, busy=False)}
+            return {HUB: Place(device=HUB, online=True, serves=True)}
         known = {one.id: one for one in self._session.exec(select(Device).where(col(Device.id).in_(self._devices)))}
         serving = batches.serving_devices(self._session, self._row.module, self._row.version, self._devices)
         going = select(CommandRow.device).where(col(CommandRow.name) == COMMAND, col(CommandRow.ended_at) == 0)
-        busy = set(self._session.exec(going))
+        has = Counter(self._session.exec(going))
         silent = self._silent(known)
         return {
             name: Place(
                 device=name,
                 online=name in known and known[name].online and name not in silent,
                 serves=name in serving,
-                busy=name in busy,
+                parts=has[name],
             )
             for name in self._devices
         }
@@ -110,7 +111,9 @@ class Look:
     def _hand_out(self) -> None:
         parts = [self._after.get(number) or part_of(part) for number, part in sorted(self._parts.items())]
         if not any(rules.dooms(part) for part in parts):
-            self._give = rules.give(parts, list(self._places.values()), self._now)
+            self._give = rules.give(
+                parts, list(self._places.values()), self._now, at_once=self._settings.limits.at_once
+            )
 
     def _job_columns(self) -> dict[str, Any]:
         parts = list(self._parts.values())
@@ -196,6 +199,7 @@ class Look:
             reason=row.reason,
             now=self._now,
             audited=False,  # the job is; its parts are many
+            at_once=self._settings.limits.at_once,
         )
         made.deadline_at = self._now + int(self._settings.lease_s * 1000)
         return made, msgspec.structs.replace(message, deadline_s=NEVER_S)

@@ -1,7 +1,8 @@
 """Batch jobs as pure rules: which device gets which part next, what a part's end means, when a job has ended.
 
-* A device has one part at a time, of whichever job; the older job goes first. A part goes to a device that is
-  connected and serves the version, and that has not failed on it.
+* A device has up to ``at_once`` parts, of whichever job, and scores one after the other: while it scores one it fetches
+  the next and sends the one before. The older job goes first. A part goes to a device that is connected and serves the
+  version, and that has not failed on it; nobody gets one ahead while another has none, or would have none soon.
 * A part that was **lost** (the device went silent, restarted, was busy) is given again after a pause, to whoever is
   free; only after ``attempts`` times it counts as failed (``batch.lost``), so that no part can circle for ever.
 * A part that **failed** is tried on other devices first, ``failures`` times in all, after a pause where each has
@@ -62,6 +63,7 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 3  # times that a part may fail, on any device
     pause_s: float = 1.0  # before a lost part is given again; doubled each time …
     pause_max_s: float = 60.0  # … up to this
+    at_once: int = 2  # parts that a device has at most: the one that it scores, and one ahead
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,23 +87,25 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     online: bool
     serves: bool  # the job's version
-    busy: bool  # with a part, of any job
+    parts: int = 0  # that it has now, of any job
 
 
-def give(parts: Iterable[Part], places: Sequence[Place], now: int) -> list[tuple[int, str]]:
-    """(part, device) to begin now: each part and each device at most once."""
-    free = {one.device: one for one in places if one.online and one.serves and not one.busy}
+def give(parts: Iterable[Part], places: Sequence[Place], now: int, *, at_once: int) -> list[tuple[int, str]]:
+    """(part, device) to begin now: each part at most once, each device as many as it may have."""
+    has = {one.device: one.parts for one in places if one.online and one.serves}
+    left = [part for part in parts if part.state is PartState.QUEUED and part.retry_at <= now]
     found: list[tuple[int, str]] = []
-    for part in parts:
-        if not free:
-            break
-        if part.state is not PartState.QUEUED or part.retry_at > now:
-            continue
-        wanted = [part.only] if part.only else list(free)
-        device = next((one for one in wanted if one in free and one not in part.refused), "")
-        if device:
-            del free[device]
-            found.append((part.number, device))
+    for ahead in range(at_once):
+        for part in list(left):
+            # The last parts go to whoever is ready first: one that waits behind another would be the end of the job.
+            if ahead and len(left) < len(has):
+                break
+            wanted = [part.only] if part.only else has
+            device = next((one for one in wanted if has.get(one, at_once) <= ahead and one not in part.refused), "")
+            if device:
+                has[device] += 1
+                left.remove(part)
+                found.append((part.number, device))
     return found
 
 
