@@ -129,6 +129,8 @@ def test_the_worlds_meet_every_kind_of_module_and_of_fault() -> None:
         "is cut off",
         "the broker dies",
         "has a full disk",
+        "loses the object",
+        "failed install.object_gone",
         "hub  dies",
         "package.digest_mismatch",
         "resource.no_space",
@@ -138,3 +140,14 @@ def test_the_worlds_meet_every_kind_of_module_and_of_fault() -> None:
         "run.crash_loop",
     ):
         assert sign in told, f"no world among 120 met: {sign}"
+
+
+def test_what_the_hub_lost_is_never_waited_for_in_vain() -> None:
+    """With nothing else going wrong, a version whose object is gone fails by the hub's word, not by silence."""
+    told = ""
+    for seed in range(30):
+        outcome = World(seed, faults=Faults(object_loss_every_s=60.0), trace=5000).run()
+        assert not outcome.violation
+        told += "\n".join(outcome.trace)
+    assert "failed install.object_gone" in told
+    assert "install.download_timeout" not in told

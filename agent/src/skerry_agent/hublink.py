@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from skerry_agent.commands import Commands
 from skerry_agent.events import Events
@@ -37,6 +37,13 @@ class Link(Protocol):
     def unsubscribe(self, topic_filter: str) -> None: ...
 
     def spread(self, seconds: float) -> None: ...
+
+
+class Taker(NamedTuple):
+    """Who fetches an object that is no module's: takes its chunks (part, payload), and hears that the hub lost it."""
+
+    chunk: Callable[[int, bytes], None]
+    gone: Callable[[], None]
 
 
 class NoLink:
@@ -92,8 +99,8 @@ class HubLink:
         self._down = False
         self.others: dict[str, Callable[[str, bytes], None]] = {}
         """Filters of sources that listen on the hub's broker, and who takes their messages."""
-        self.takers: dict[str, Callable[[int, bytes], None]] = {}
-        """Who takes the chunks of an object that is no module's: (part, payload)."""
+        self.takers: dict[str, Taker] = {}
+        """Who fetches an object that is no module's."""
         self.watchers: list[Callable[[bool], None]] = []
         """Told when the link came up or went down."""
         self.on_taken: Callable[[messages.Taken], None] = lambda said: None
@@ -201,7 +208,7 @@ class HubLink:
             return
         try:
             if taker := self.takers.get(parsed.digest) if parsed.direction == "chunk" else None:
-                taker(parsed.part, payload)
+                taker.chunk(parsed.part, payload)
             elif parsed.direction == "chunk":
                 self._post(fx.ChunkArrived(parsed.digest, parsed.part, payload))
             elif parsed.direction == "down":
@@ -247,6 +254,10 @@ class HubLink:
 
     def _on_ack(self, ack: messages.Ack) -> None:
         self.outbox.acked(ack)
+        for digest in ack.gone:
+            if taker := self.takers.get(digest):
+                taker.gone()
+            self._post(fx.ObjectGone(digest))
         if ack.spread_s:
             self._link.spread(float(ack.spread_s))
         if ack.again and self.connected:

@@ -54,6 +54,14 @@ class Command(_Answer, frozen=True, kw_only=True):
         return self.ended_at > 0
 
 
+class MissingObject(_Answer, frozen=True, kw_only=True):
+    """An object that devices asked for and that the hub's store does not have; ``part_of``: files of some versions."""
+
+    digest: str
+    part_of: tuple[str, ...] = ()
+    at: int = 0
+
+
 class Status(_Answer, frozen=True, kw_only=True):
     """How the hub is. ``missing``: parts that its installation lacks."""
 
@@ -67,6 +75,7 @@ class Status(_Answer, frozen=True, kw_only=True):
     models: int
     rollouts_active: int
     missing: tuple[str, ...] = ()
+    objects_missing: tuple[MissingObject, ...] = ()
 
 
 class File(_Answer, frozen=True, kw_only=True):

@@ -52,6 +52,10 @@ class ObjectStore(Protocol):
 
     def exists(self, digest: str) -> bool: ...
 
+    def is_there(self) -> bool:
+        """Whether the store itself is there: of one that is away nobody knows what it holds."""
+        ...
+
     def delete(self, digest: str, *, older_than_s: float = 0.0) -> bool:
         """Delete, unless it was stored or stored again within ``older_than_s``. Whether something was deleted."""
         ...
@@ -134,6 +138,9 @@ class FolderStore:
 
     def exists(self, digest: str) -> bool:
         return self._object(digest).exists()
+
+    def is_there(self) -> bool:
+        return self._objects.is_dir()
 
     def delete(self, digest: str, *, older_than_s: float = 0.0) -> bool:
         path = self._object(digest)

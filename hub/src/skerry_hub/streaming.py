@@ -93,8 +93,15 @@ class Streaming:
         self.ingest = Ingest(db, bus, self._publish, on_hello=self._hello, on_room=self.link.wake, settings=ingest)
         # Without waiting for room: what cannot go now goes at the next look.
         self.greeter = Greeter(self.link.publish, lambda: self.ingest.backlog, hails)
+        rights = Rights(db, objects)
         self.delivery = Delivery(
-            objects, self._publish, Rights(db, objects).size, refuse=self.ingest.refuse, settings=delivery
+            objects,
+            self._publish,
+            rights.size,
+            refuse=self.ingest.refuse,
+            tell_gone=self._tell_gone,
+            lost=rights.lost,
+            settings=delivery,
         )
         self.results = BatchResults(
             db,
@@ -188,6 +195,11 @@ class Streaming:
 
     def _publish(self, topic: str, payload: bytes) -> bool:
         return self.link.publish(topic, payload, wait_s=self.settings.publish_wait_s)
+
+    def _tell_gone(self, device: str, digest: str) -> None:
+        """In the acknowledgement, whose unknown fields a device passes over; without waiting: it asks again."""
+        said = messages.Ack(messages.FORMAT, b"", {}, gone=(digest,))
+        self.link.publish(topics.down(device, "ack"), messages.encode(said))
 
     def _hello(self, hellos: dict[str, messages.Hello]) -> None:
         """After the commit of their hellos: whoever holds an older revision gets the newest."""

@@ -372,6 +372,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
     ``again``: the hub has come back, and may have missed what was said meanwhile: greet it anew, and send again what
     it has not acknowledged, without waiting for its silence to tell. ``epoch`` and ``marks`` may be empty then.
     ``spread_s``: over how long the fleet has to spread itself when it reconnects, in seconds; 0: nothing is said of it.
+    ``gone``: objects that the device asked for and may have, and that the hub does not have any more.
     """
 
     v: int
@@ -379,6 +380,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
     marks: dict[int, int]
     again: bool = False
     spread_s: int = 0
+    gone: tuple[str, ...] = ()
 
 
 class Command(_Map, frozen=True, kw_only=True, omit_defaults=False):

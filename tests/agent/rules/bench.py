@@ -59,6 +59,7 @@ class Bench:
         self.facts = DeviceFacts()
         self.boots = 0
         self.full = False
+        self.hub_answers = False  # that it does not have an object any more; an older hub says nothing
         self.hub_keys = {modules.HUB.public.keyid: modules.HUB.public}
         self.brain: Brain
         self.boot()
@@ -200,6 +201,8 @@ class Bench:
 
     def _want(self, digest: str, size: int, bitmap: bytes) -> None:
         data = self.library.get(digest)
+        if self.online and data is None and self.hub_answers:
+            self.queue.append(fx.ObjectGone(digest))
         if not self.online or data is None:
             return
         for part in chunks.decode_bitmap(bitmap, chunks.count(size)):

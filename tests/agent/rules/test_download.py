@@ -116,6 +116,20 @@ def test_progress_is_reported_by_wants_so_that_the_hub_can_pace_itself() -> None
     assert list(chunks.decode_bitmap(want.bitmap, 7)) == [4, 5, 6]
 
 
+def test_an_object_that_is_gone_is_given_up_at_once_and_no_other() -> None:
+    first, second = "a" * 64, "b" * 64
+    fetcher = Fetcher(SETTINGS, random.Random(1))
+    fetcher.connected(0.0)
+    fetcher.want([(first, 100), (second, 100)], 0.0)
+    assert fetcher.gone(first, 0.0) == []  # not asked for yet: what is said of it is old
+    for digest in (first, second):
+        fetcher.done("ListParts", digest, [], 0.0)
+    assert fx.Unsubscribe(first) in fetcher.gone(first, 1.0)
+    assert [(one.digest, one.code) for one in fetcher.ended()] == [(first, "install.object_gone")]
+    assert fetcher.gone(first, 2.0) == fetcher.gone("c" * 64, 2.0) == []
+    assert [one.digest for one in wants(fetcher.tick(2.0))] == [second]
+
+
 def test_the_end_is_told_to_the_hub() -> None:
     download, _ = start(b"small")
     assert download.chunk(0, chunks.frame(b"small"), 1.0)[-1] == fx.CompleteObject(download.digest, 5)

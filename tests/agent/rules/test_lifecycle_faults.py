@@ -129,6 +129,42 @@ def test_a_download_that_never_comes_ends_in_failed(step: Step) -> None:
     check(bench, [*upto(step), "failed"], ModulePhase.FAILED, "install.download_timeout", V1)
 
 
+@pytest.mark.parametrize("step", [Step.WANT, Step.DOWNLOAD], ids=str)
+def test_an_object_that_the_hub_does_not_have_any_more_ends_in_failed_within_seconds(step: Step) -> None:
+    bench = serving_v1()
+    bench.hub_answers = True
+    bench.library.pop(EFFECT[step][1])
+    ask_for_v2(bench)
+    bench.run(15)
+    check(bench, [*upto(step), "failed"], ModulePhase.FAILED, "install.object_gone", V1)
+    assert "restore the hub's store" in bench.reported(2).message
+
+
+def test_one_word_that_comes_late_or_wrongly_fails_nothing() -> None:
+    bench = serving_v1()
+    ask_for_v2(bench)
+    bench.feed(fx.ObjectGone(V2.digest))  # just being asked for: tried again
+    bench.feed(fx.ObjectGone(V1.digest))  # held, and served from
+    bench.feed(fx.ObjectGone("0" * 64))
+    bench.run(SOAK_S + 30)
+    assert bench.reported(2).phase is ModulePhase.HEALTHY
+    assert bench.routes == {"digits": (V2.digest,)}
+
+
+def test_what_serves_goes_on_when_the_hub_has_lost_its_files() -> None:
+    """Damaged here and gone there: there is the version before to go back to."""
+    bench = serving_v1()
+    ask_for_v2(bench)
+    bench.run(SOAK_S + 30)
+    bench.hub_answers = True
+    bench.library.pop(OBJECT)
+    bench.complete.pop(OBJECT)
+    bench.boot()
+    bench.run(60)
+    assert (bench.reported(2).phase, bench.reported(2).reason) == (ModulePhase.FAILED, "install.object_gone")
+    assert bench.routes == {"digits": (V1.digest,)}
+
+
 def test_offline_the_download_waits_for_as_long_as_it_takes() -> None:
     bench = serving_v1()
     bench.library.pop(OBJECT)

@@ -117,6 +117,8 @@ class FakeHub:
 
     def _deliver(self, want: messages.Want) -> None:
         data = self.objects.get(want.digest)
+        if data is None and want.bitmap:
+            self.send("ack", messages.encode(Ack(1, b"", {}, gone=(want.digest,))))
         if data is None or not self.delivering or not want.bitmap:
             return
         for part in chunks.decode_bitmap(want.bitmap, chunks.count(len(data))):

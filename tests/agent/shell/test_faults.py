@@ -172,6 +172,21 @@ def test_a_sender_that_cheats_with_chunks_is_caught_by_the_object_digest(
     assert agent.scores(2.0)
 
 
+def test_a_version_whose_file_the_hub_lost_fails_with_what_to_do(hub: FakeHub, daemon: Make, tmp_path: Path) -> None:
+    agent = daemon()
+    good = hub.pack(module_folder(tmp_path / "m"))
+    hub.desire(good.wanted(1))
+    hub.wait_phase(1, "Healthy")
+    held = set(hub.objects)
+    hub.desire(hub.pack(module_folder(tmp_path / "m2", ballast=1000)).wanted(2))
+    for digest in [one for one in hub.objects if one not in held][:-1]:
+        del hub.objects[digest]  # all but the index
+    failed = hub.wait_phase(2, "Failed")
+    assert failed.reason == "install.object_gone"
+    assert "register the same files" in failed.message
+    assert agent.scores(2.0)
+
+
 def test_a_version_that_fails_its_golden_test_leaves_the_one_before_serving(
     hub: FakeHub, daemon: Make, tmp_path: Path
 ) -> None:

@@ -162,6 +162,19 @@ def test_a_want_said_again_while_chunks_fly_publishes_nothing_twice() -> None:
     assert len(planner.plan(20.0)) == 10  # nothing came for so long: it is lost
 
 
+def test_what_cannot_be_read_is_abandoned_and_nothing_else() -> None:
+    planner, other = Planner(), "b" * 64
+    size = 4 * chunks.CHUNK_BYTES
+    for name in ("one", "two"):
+        for digest in (DIGEST, other):
+            planner.want(name, digest, size, b"\x0f", 0.0)
+    assert planner.abandon(DIGEST, 0.0) == ["one", "two"]
+    assert planner.abandon(DIGEST, 0.0) == []
+    assert {publish.digest for publish in planner.plan(1.0)} == {other}
+    planner.want("one", DIGEST, size, b"\x0f", 2.0)  # it is back
+    assert {publish.digest for publish in planner.plan(3.0)} == {DIGEST}
+
+
 def test_a_silent_device_is_forgotten() -> None:
     planner = Planner()
     planner.want("d", DIGEST, 1000, b"\x01", 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from skerry_modules import chunks, messages, topics
 from skerry_modules.messages import Stream
 
-from .conftest import World, connect, kill_broker
+from .conftest import PahoDevice, World, connect, kill_broker
 
 Wait = Callable[..., None]
 
@@ -282,6 +283,70 @@ def test_only_desired_objects_are_delivered(database_world: World, eventually: W
     eventually(lambda: any("/c/" in topic for topic, _ in device.got), what="a chunk")
     eventually(lambda: database_world.streaming.delivery.counters.refused == 3, what="three refusals")
     assert {topics.parse(topic).digest for topic, _ in device.got if "/c/" in topic} == {mine}
+
+
+def _ask(device: PahoDevice, *objects: tuple[str, int]) -> None:
+    for digest, size in objects:
+        device.client.subscribe(topics.chunks_of(digest), 1)
+        want = messages.Want(digest=digest, size=size, bitmap=chunks.encode_bitmap(range(1), 1))
+        device.client.publish(topics.up(device.name, "want"), messages.encode(want), 1)
+
+
+def _gone(device: PahoDevice) -> list[str]:
+    return [digest for ack in device.payloads("ack") for digest in ack.gone]
+
+
+def _chunks(device: PahoDevice) -> set[str]:
+    return {topics.parse(topic).digest for topic, _ in list(device.got) if topic.startswith(f"{topics.ROOT}/c/")}
+
+
+def test_an_object_that_the_store_lost_is_told_as_gone_and_holds_up_no_other(
+    database_world: World, eventually: Wait
+) -> None:
+    """Lost before it was asked for, lost while it was being sent, and cut short: all three."""
+    blobs = [bytes([number]) * 1000 for number in range(4)]
+    _, digests = database_world.model("m", *blobs)
+    device, delivery = database_world.device("dev-1"), database_world.streaming.delivery
+    database_world.assign("dev-1", "m")
+    lost, later, short, kept = digests
+    store = database_world.objects
+    _ask(device, (later, 1000))
+    eventually(lambda: _chunks(device) == {later}, what="a chunk while all is well")
+    delivery._files.pop(later).close()  # as when others were read since
+    device.hello()  # a new session: what flew to the former one flies no more
+    store.delete(lost)
+    store.delete(later)
+    store.path(short).write_bytes(blobs[2][:500])
+    _ask(device, *((digest, 1000) for digest in digests))
+    eventually(lambda: set(_gone(device)) == {lost, later, short}, what="three objects to be told as gone")
+    eventually(lambda: _chunks(device) == {later, kept}, what="the object that is there")
+    assert {one.part_of for one in delivery.missing.values()} == {("f0 of m:1",), ("f1 of m:1",), ("f2 of m:1",)}
+    told = "SELECT message FROM event WHERE code = 'resource.object_missing'"
+    eventually(lambda: database_world.rows(told), what="the event")
+    ((message,),) = database_world.rows(told)
+    assert " of m:1" in message
+    assert "restore the store" in message
+
+    store.put_bytes(blobs[0])
+    _ask(device, (lost, 1000))
+    eventually(lambda: lost in _chunks(device), what="the object that was put back")
+    assert lost not in delivery.missing
+
+
+def test_of_a_store_that_is_away_nothing_is_told_as_gone(small_world: World, eventually: Wait, tmp_path: Path) -> None:
+    small_world.start()
+    _, (digest,) = small_world.model("m", b"a" * 1000)
+    device = small_world.device("dev-1")
+    small_world.assign("dev-1", "m")
+    place = small_world.objects.folder / "objects"
+    place.rename(tmp_path / "unmounted")
+    _ask(device, (digest, 1000))
+    eventually(lambda: small_world.streaming.delivery.counters.wants == 1, what="the want")
+    (tmp_path / "unmounted").rename(place)
+    _ask(device, (digest, 1000))
+    eventually(lambda: _chunks(device) == {digest}, what="the chunk, once the store is back")
+    assert not _gone(device)
+    assert not small_world.streaming.delivery.missing
 
 
 def test_a_broker_that_is_killed_comes_back_and_everybody_goes_on(broker_world: World, eventually: Wait) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skerry_agent.disk import Disk
-from skerry_agent.hublink import HubLink
+from skerry_agent.hublink import HubLink, Taker
 from skerry_agent.rules import effects as fx
 from skerry_agent.rules.download import Download, DownloadSettings
 from skerry_agent.rules.reception import Reception
@@ -91,9 +91,10 @@ class Courier:
         """The object, whole and checked, on the disk.
 
         Raises:
-            SkerryError: ``resource.no_space``, ``install.download_timeout``, ``package.digest_mismatch``.
+            SkerryError: ``resource.no_space``, ``install.download_timeout``, ``install.object_gone``,
+                ``package.digest_mismatch``.
         """
-        arrived: deque[tuple[int, bytes]] = deque()
+        arrived: deque[tuple[int, bytes] | None] = deque()  # None: the hub does not have it any more
         if self._hub.connected != self._reception.connected:
             self._linked(self._hub.connected)
         download = Download(
@@ -101,11 +102,15 @@ class Courier:
         )
 
         def take(part: int, payload: bytes) -> None:
-            if sum(len(data) for _, data in arrived) < BACKLOG_BYTES:
+            if sum(len(one[1]) for one in arrived if one) < BACKLOG_BYTES:
                 arrived.append((part, payload))
                 self._wake()
 
-        self._hub.takers[digest] = take
+        def gone() -> None:
+            arrived.append(None)
+            self._wake()
+
+        self._hub.takers[digest] = Taker(take, gone)
         try:
             with self._transfer() as wake:
                 await self._drive(download, arrived, tell, wake)
@@ -119,7 +124,7 @@ class Courier:
         return self._disk.objects / digest
 
     async def _drive(
-        self, download: Download, arrived: deque[tuple[int, bytes]], tell: Tell, wake: asyncio.Event
+        self, download: Download, arrived: deque[tuple[int, bytes] | None], tell: Tell, wake: asyncio.Event
     ) -> None:
         todo = deque(download.start())
         was_up = self._reception.connected
@@ -133,7 +138,8 @@ class Courier:
                 todo.extend(download.connected(now))
             was_up = self._reception.connected
             if arrived:
-                todo.extend(download.chunk(*arrived.popleft(), now))
+                came = arrived.popleft()
+                todo.extend(download.gone() if came is None else download.chunk(*came, now))
                 tell(download.progress)
             elif found := download.tick(now):
                 todo.extend(found)

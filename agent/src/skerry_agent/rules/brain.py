@@ -129,6 +129,8 @@ class Brain:
         match event:
             case fx.ChunkArrived():
                 machine.chunk(event, now)
+            case fx.ObjectGone():
+                machine.gone(event, now)
             case fx.Tick():
                 self._set_wall(event.wall_ms, now)
                 machine.tick(now)

@@ -152,6 +152,16 @@ class Download:
         due = reception.chunks - self._chunks_at_want >= settings.report_chunks
         return [self._want(now)] if due or reception.clock(now) - self._asked_clock >= settings.report_s else []
 
+    def gone(self) -> list[Effect]:
+        """The hub does not have it any more. What it says of an object that is not being asked for is old."""
+        if self.phase is not Phase.FETCHING:
+            return []
+        return self._give_up(
+            "install.object_gone",
+            f"cannot fetch the object {self.digest[:12]}: the hub does not have it any more; restore the hub's store "
+            "from a backup, or register the same files there again; then ask for the version once more",
+        )
+
     def checked(self) -> list[Effect]:
         """The whole is stored and its digest holds."""
         self.phase = Phase.DONE

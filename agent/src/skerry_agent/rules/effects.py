@@ -67,6 +67,12 @@ class ChunkArrived(_E, frozen=True):
     payload: bytes
 
 
+class ObjectGone(_E, frozen=True):
+    """The hub says that it does not have an object any more which it was asked for."""
+
+    digest: str
+
+
 class Done(_E, frozen=True):
     """The effect ``effect`` for ``digest`` ended well. ``data`` is what it found (index bytes, timings, …)."""
 
@@ -249,7 +255,17 @@ class Emit(_E, frozen=True):
 
 
 Event = (
-    Booted | Connected | Disconnected | DesiredArrived | ChunkArrived | Done | Failed | WorkerExited | Traffic | Tick
+    Booted
+    | Connected
+    | Disconnected
+    | DesiredArrived
+    | ChunkArrived
+    | ObjectGone
+    | Done
+    | Failed
+    | WorkerExited
+    | Traffic
+    | Tick
 )
 Effect = (
     Save

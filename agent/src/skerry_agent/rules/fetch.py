@@ -109,6 +109,11 @@ class Fetcher:
                     effects += other.report(now)
         return effects
 
+    def gone(self, digest: str, now: float) -> list[Effect]:
+        """The hub does not have an object any more."""
+        download = self._active.get(digest)
+        return self._after(download, download.gone(), now) if download else []
+
     def done(self, effect: str, digest: str, parts: list[int], now: float) -> list[Effect]:
         """``ListParts`` or ``CompleteObject`` ended well."""
         download = self._active.get(digest)

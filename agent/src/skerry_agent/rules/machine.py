@@ -170,6 +170,11 @@ class Machine(Sides):
     def chunk(self, event: fx.ChunkArrived, now: float) -> None:
         self.out += self.fetcher.chunk(event.digest, event.part, event.payload, now)
 
+    def gone(self, event: fx.ObjectGone, now: float) -> None:
+        """The hub does not have an object: whoever waits for it waits in vain."""
+        self.out += self.fetcher.gone(event.digest, now)
+        self._fetched(now)
+
     def exited(self, event: fx.WorkerExited, now: float) -> None:
         """A worker died. One crash is let pass; the data plane has started another."""
         found = self.find(event.digest)

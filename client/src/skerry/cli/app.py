@@ -31,6 +31,7 @@ from skerry.cli import (
 )
 from skerry.cli.context import hub
 from skerry.cli.output import Json, KeyName, Reason, TagList
+from skerry.types import MissingObject
 from skerry_modules.errors import InputError, SkerryError
 
 app = typer.Typer(
@@ -173,6 +174,10 @@ def deploy(
         raise typer.Exit(output.EXIT_BAD)
 
 
+def _lost(one: MissingObject) -> str:
+    return f"{one.digest[:12]} ({', '.join(one.part_of)})" if one.part_of else one.digest[:12]
+
+
 @app.command()
 def status(context: typer.Context, json: Json = False) -> None:
     """How the hub is."""
@@ -192,6 +197,7 @@ def status(context: typer.Context, json: Json = False) -> None:
             ("database", found.database),
             ("hub key", found.hub_key),
             ("missing", ", ".join(found.missing)),
+            ("objects lost", "; ".join(_lost(one) for one in found.objects_missing)),
         ]
     )
 

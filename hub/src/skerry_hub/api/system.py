@@ -25,6 +25,12 @@ from skerry_modules.errors import CODES, InputError
 router = APIRouter(tags=["hub"])
 
 
+class MissingView(BaseModel):
+    digest: str = Field(description="Its SHA-256")
+    part_of: list[str] = Field(description="What it is: files of some versions", examples=[["model.onnx of digits:3"]])
+    at: int = Field(description="When it was first missed; milliseconds since 1970")
+
+
 class StatusView(BaseModel):
     version: str
     hub_key: str = Field(description="The key that signs desired documents: `ed25519:<base64> hub`")
@@ -35,6 +41,10 @@ class StatusView(BaseModel):
     devices_online: int
     models: int
     rollouts_active: int
+    objects_missing: list[MissingView] = Field(
+        description="Objects that devices asked for since the hub started and that its store does not have (100 at "
+        "most): restore the store from a backup, or register the same files again"
+    )
 
 
 class KeyView(BaseModel):
@@ -56,6 +66,7 @@ class CodeView(BaseModel):
 @router.get("/status")
 def status(hub: HubOf) -> StatusView:
     """How the hub is."""
+    missing = list(hub.streaming.delivery.missing.values()) if hub.streaming is not None else []
     with hub.db.read() as session:
         total = session.exec(select(func.count()).select_from(Device)).one()
         online = session.exec(select(func.count()).select_from(Device).where(col(Device.online))).one()
@@ -71,6 +82,7 @@ def status(hub: HubOf) -> StatusView:
         devices_online=online,
         models=models,
         rollouts_active=rollouts,
+        objects_missing=[MissingView(**msgspec.structs.asdict(one)) for one in missing[:100]],
     )
 
 

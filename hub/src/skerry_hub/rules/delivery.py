@@ -194,6 +194,14 @@ class Planner:
             receiver.land(receiver.flying & ~(1 << publish.part))
             receiver.ready_at = max(receiver.ready_at, now + self.settings.gather_s)
 
+    def abandon(self, digest: str, now: float) -> list[str]:
+        """The object cannot be read: forget all that was wanted of it. Returns who wanted it."""
+        transfer = self._transfers.get(digest)
+        waiting = sorted(transfer.receivers) if transfer else []
+        for device in waiting:
+            self._leave(device, digest, now)
+        return waiting
+
     def forget(self, device: str) -> None:
         """The device is gone, or no longer wants anything."""
         for digest in list(self._transfers):

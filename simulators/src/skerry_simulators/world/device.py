@@ -18,7 +18,7 @@ from skerry_agent.rules import effects as fx
 from skerry_agent.rules.brain import Brain
 from skerry_agent.rules.settings import BrainSettings
 from skerry_modules import chunks, messages
-from skerry_modules.messages import Hello, Want
+from skerry_modules.messages import Ack, Hello, Want
 from skerry_simulators.world import modules
 from skerry_simulators.world.environments import Environments
 from skerry_simulators.world.modules import Behaviour
@@ -177,7 +177,10 @@ class Device(Teller):
             self.feed(fx.DesiredArrived(payload))
             self._check_document()
         elif kind == "ack":
-            self.acked(messages.decode("ack", payload))
+            ack: Ack = messages.decode("ack", payload)
+            for digest in ack.gone:
+                self.feed(fx.ObjectGone(digest))
+            self.acked(ack)
 
     def _check_document(self) -> None:
         if self.brain is not None and not self.brain.waits_for_disk:

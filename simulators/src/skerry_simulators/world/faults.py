@@ -25,13 +25,15 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     worker_crash_every_s: float = 0.0
     attack_every_s: float = 0.0  # forged, stale and misdirected documents
     rot: float = 0.0  # a bit of something on the disk flips at a power cut
+    object_loss_every_s: float = 0.0  # the hub's store loses an object for good
 
 
 CALM = Faults()
 
 
-def draw(rng: random.Random) -> Faults:
-    """Every kind of fault is in about half of the worlds, so that each is met alone and with others."""
+def draw(rng: random.Random, lots: random.Random) -> Faults:
+    """Every kind of fault is in about half of the worlds, so that each is met alone and with others; in few, one that
+    good versions cannot get through. ``lots`` decides of those: what ``rng`` gives stays the same without them."""
 
     def maybe(low: float, high: float) -> float:
         return rng.uniform(low, high) if rng.random() < 0.5 else 0.0
@@ -51,4 +53,5 @@ def draw(rng: random.Random) -> Faults:
         worker_crash_every_s=maybe(60, 300),
         attack_every_s=maybe(30, 200),
         rot=maybe(0.02, 0.3),
+        object_loss_every_s=lots.uniform(60, 500) if lots.random() < 0.15 else 0.0,
     )

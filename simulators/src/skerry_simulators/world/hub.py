@@ -122,6 +122,8 @@ class Hub:
             self._planner.reconnected(device, self._world.clock.now)
             if message.revision < self.db.revision.get(device, 0):
                 self.publish_desired(device)
+        elif isinstance(message, Want) and message.bitmap and message.digest not in self._world.objects:
+            self._world.network.down(device, "ack", messages.encode(Ack(1, b"", {}, gone=(message.digest,))))
         elif isinstance(message, Want):
             self._planner.want(device, message.digest, message.size, message.bitmap, self._world.clock.now)
             self._plan()
@@ -180,6 +182,10 @@ class Hub:
                 data = self._world.objects.get(publish.digest)
                 if data is not None:
                     self._world.network.chunk(publish.digest, publish.part, data)
+                    continue
+                for device in self._planner.abandon(publish.digest, now):
+                    said = Ack(1, b"", {}, gone=(publish.digest,))
+                    self._world.network.down(device, "ack", messages.encode(said))
         due = self._planner.next_deadline(now)
         if due is not None:
             self._plan_at = due

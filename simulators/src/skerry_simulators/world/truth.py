@@ -289,7 +289,8 @@ class Truth:
         if record is None or record.step not in TERMINAL:
             raise Violation(f"{device.id} does not serve the desired {name} and gives no reason")
         proven = self.proven.get((device.id, name), set())
-        if not serving and proven - {desired}:
+        beyond_repair = {d for d in proven if self._world.library[d].here & self._world.lost}
+        if not serving and proven - {desired} - beyond_repair:
             raise Violation(f"{device.id} serves nothing of {name}, though it has proven a version: {record.reason}")
         for digest in serving:
             if digest not in proven:

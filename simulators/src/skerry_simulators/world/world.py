@@ -75,13 +75,14 @@ class World:
         if self._lots.random() >= environments:
             self._locks = ("",)
         self.clock = Clock()
-        self.faults = faults or faulting.draw(self.rng)
+        self.faults = faults or faulting.draw(self.rng, self._lots)
         self._trouble = self.faults
         self._trace: deque[str] = deque(maxlen=trace)
         self._digest = hashlib.sha256()
         self.modules: dict[tuple[str, int], Module] = {}
         self.library: dict[str, Module] = {}
         self.objects: dict[str, bytes] = {}
+        self.lost: set[str] = set()  # those that the hub's store had once
         self.fit: set[str] = set()  # objects that these devices may need: wheels for others are none
         self.truth = Truth(self)
         self.network = Network(self)
@@ -194,6 +195,7 @@ class World:
             (faults.disk_full_every_s, self._disk_full),
             (faults.worker_crash_every_s, self._worker_crash),
             (faults.attack_every_s, self._attack),
+            (faults.object_loss_every_s, self._lose_object),
         )
         for every_s, doing in doings:
             if every_s:
@@ -233,6 +235,14 @@ class World:
     @staticmethod
     def _disk_free(device: Device) -> None:
         device.full = False
+
+    def _lose_object(self) -> None:
+        """Pruned by mistake, or a disk that died: whoever asks for it is told so."""
+        if self.objects:
+            digest = self._lots.choice(sorted(self.objects))
+            self.note("hub", f"loses the object {digest[:12]}")
+            del self.objects[digest]
+            self.lost.add(digest)
 
     def _attack(self) -> None:
         """Documents that no device may follow: forged, meant for another, or older than the one in force."""
