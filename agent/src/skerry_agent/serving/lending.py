@@ -70,6 +70,7 @@ class Lender:
     """The loans of one version."""
 
     def __init__(self, version: Version, counters: Counters) -> None:
+        self.out = False  # whether a connection is lent
         self._version = version
         self._counters = counters
         self._number = 0
@@ -87,11 +88,6 @@ class Lender:
         self._recalled = False
         self._timer: asyncio.TimerHandle | None = None
         self._home: asyncio.Future[None] | None = None
-
-    @property
-    def out(self) -> bool:
-        """Whether a connection is lent."""
-        return self._connection is not None
 
     # -- lending
 
@@ -115,6 +111,7 @@ class Lender:
         self._number += 1
         self._connection, self._link, self._sock, self._form = connection, link, sock, form
         self._endpoint = endpoint
+        self.out = True
         self._recalled = False
         self._last = (-1.0, time.monotonic())
         order = orders.Lend(self._number, endpoint, form.before, form.after, form.json)
@@ -194,6 +191,7 @@ class Lender:
         connection = self._connection
         assert connection is not None
         self._connection = self._link = self._sock = None
+        self.out = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
