@@ -17,9 +17,9 @@ from benchmarks._streaming import figure, middle
 from skerry_hub.bus import Bus
 from skerry_hub.db import Database
 from skerry_hub.ingest import Ingest, IngestSettings
-from skerry_hub.ingest_lanes import Lanes
-from skerry_hub.ingest_rows import Batch, Item
-from skerry_hub.ingest_sql import COLUMNS
+from skerry_hub.ingest.lanes import Lanes
+from skerry_hub.ingest.rows import Batch, Item
+from skerry_hub.ingest.sql import COLUMNS
 from skerry_hub.server import spare_the_collector
 from skerry_modules import messages
 

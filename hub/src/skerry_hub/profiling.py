@@ -1,6 +1,6 @@
 """What versions were measured to need: kept with the version, by machine, and used by the scheduler.
 
-A device's profile comes with its answer to the command ``profile`` (:mod:`skerry_hub.ingest_sql`); one from a laptop
+A device's profile comes with its answer to the command ``profile`` (:mod:`skerry_hub.ingest.sql`); one from a laptop
 is posted. What counts for a device is what it measured itself, else the most that any device of its firmware profile
 measured: two boards of one kind differ, and a module that fits only the better one does not fit.
 """

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from skerry_hub import desired, devices, ingest_sql, monitoring, samples
+from skerry_hub import desired, devices, monitoring, samples
 from skerry_hub.bus import Bus
 from skerry_hub.clock import now_ms
 from skerry_hub.db import Database
-from skerry_hub.ingest import Ingest
+from skerry_hub.ingest import Ingest, sql
 from skerry_hub.objects import FolderStore
 from skerry_hub.rules.marks import MAX_NUMBER, Verdict, take
 from skerry_hub.tables import SampleRow
@@ -65,7 +65,7 @@ import os, signal, sys, time
 from skerry_hub.db import Database
 from skerry_hub.bus import Bus
 from skerry_hub.ingest import Ingest
-from skerry_hub.ingest_sql import Writer
+from skerry_hub.ingest.sql import Writer
 url, when = sys.argv[1], sys.argv[2]
 ingest = Ingest(Database(url), Bus(), lambda topic, payload: print("acked", flush=True) or True)
 if when == "before":
@@ -156,13 +156,13 @@ def test_a_database_that_is_away_is_waited_for(tmp_path: Path, eventually: Wait)
 def test_the_statements_name_the_tables_columns() -> None:
     from sqlmodel import SQLModel
 
-    for table, columns in ingest_sql.COLUMNS.items():
+    for table, columns in sql.COLUMNS.items():
         real = [column.name for column in SQLModel.metadata.tables[table].columns]
         assert [name for name in real if name != "id" or table == "sample"] == list(columns), table
 
 
 def test_the_short_way_of_the_write_path_is_the_rules_own() -> None:
-    """``ingest_rows`` takes the next number without a call: the rule says the same."""
+    """``ingest.rows`` takes the next number without a call: the rule says the same."""
     for mark in (0, 1, 41, MAX_NUMBER - 1):
         for base in (1, mark, mark + 1):
             if 1 <= base <= mark + 1 <= MAX_NUMBER:

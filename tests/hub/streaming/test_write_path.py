@@ -18,8 +18,8 @@ from skerry_hub.bus import Bus
 from skerry_hub.clock import now_ms
 from skerry_hub.db import Database
 from skerry_hub.ingest import Ingest
-from skerry_hub.ingest_lanes import Lanes
-from skerry_hub.ingest_rows import Batch, Item
+from skerry_hub.ingest.lanes import Lanes
+from skerry_hub.ingest.rows import Batch, Item
 from skerry_modules import messages
 
 Wait = Callable[..., None]

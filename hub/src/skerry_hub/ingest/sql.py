@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection
 
-from skerry_hub.ingest_rows import Answered, Batch, Patch
+from skerry_hub.ingest.rows import Answered, Batch, Patch
 from skerry_modules import measurement, messages
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from skerry_hub.ingest_lanes import Lane, Lanes, SpoolKey
+from skerry_hub.ingest.lanes import Lane, Lanes, SpoolKey
 from skerry_hub.rules.marks import MAX_NUMBER, Verdict, take
 from skerry_modules import messages
 from skerry_modules.batches import COMMAND, STOP

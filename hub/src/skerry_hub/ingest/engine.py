@@ -27,9 +27,9 @@ import msgspec
 from sqlalchemy import text
 
 from skerry_hub.clock import now_ms
-from skerry_hub.ingest_lanes import Lanes, SpoolKey
-from skerry_hub.ingest_rows import Batch, Item, Patch, Refusal
-from skerry_hub.ingest_sql import Writer, marks_of
+from skerry_hub.ingest.lanes import Lanes, SpoolKey
+from skerry_hub.ingest.rows import Batch, Item, Patch, Refusal
+from skerry_hub.ingest.sql import Writer, marks_of
 from skerry_hub.rules.hails import spread_s
 from skerry_modules import messages, topics
 from skerry_modules.errors import ResourceError
