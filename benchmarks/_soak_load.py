@@ -30,7 +30,16 @@ BATCH_LIMIT_S = 300.0
 SHOWN = 50
 """Failures that are shown; all are counted, and recorded."""
 TOLERANCE = 1e-4
-SIZES = {"alpha": [64, 384, 384, 256, 128, 64, 10], "beta": [64, 512, 512, 10], "gamma": [64, 256, 256, 10]}
+SIZES = {
+    "alpha": [64, 384, 384, 256, 128, 64, 10],
+    "beta": [64, 512, 512, 10],
+    "gamma": [64, 256, 256, 10],
+    "delta": [64, 256, 10],
+}
+ALONE = "delta"
+"""Is asked by one client alone, who asks alike for a while: its connection is lent to the worker."""
+ALIKE = 400
+"""At most so many times."""
 
 
 class Ask(NamedTuple):
@@ -82,24 +91,39 @@ class Crowd:
         self.asked: Counter[str] = Counter()
         self._port, self._expected, self._log = port, expected, log
         self._running = True
+        self._mixed = [ask for ask in expected.asks if ask.endpoint != ALONE]
         self._threads = [threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(CLIENTS)]
+        self._threads.append(threading.Thread(target=self._ask_alone, daemon=True))
         for thread in self._threads:
             thread.start()
 
     def _ask(self, number: int) -> None:
         client, chance = _client.Client(self._port), random.Random(number)
         while self._running:
-            ask = chance.choice(self._expected.asks)
-            try:
-                wrong = self._expected.wrong(ask, *client.ask(ask.data))
-            except Exception as error:  # a client that ends unseen would be load that is not there
-                wrong = repr(error)
-            self.asked[f"{ask.endpoint} {'binary' if ask.binary else 'JSON'}"] += 1
-            if wrong:
-                how = "binary" if ask.binary else "JSON"
-                self._log.failed("request", f"client {number}, {ask.endpoint}, row {ask.row}, {how}: {wrong}")
+            self._check(f"client {number}", client, chance.choice(self._mixed))
             time.sleep(PAUSE_S)
         client.close()
+
+    def _ask_alone(self) -> None:
+        client, chance = _client.Client(self._port), random.Random(CLIENTS)
+        while self._running:
+            binary = chance.random() < 0.5
+            alike = [ask for ask in self._expected.asks if ask.endpoint == ALONE and ask.binary == binary]
+            for _ in range(chance.randint(1, ALIKE)):
+                if self._running:
+                    self._check("the lone client", client, chance.choice(alike))
+                    time.sleep(PAUSE_S * chance.random())
+        client.close()
+
+    def _check(self, who: str, client: _client.Client, ask: Ask) -> None:
+        how = "binary" if ask.binary else "JSON"
+        try:
+            wrong = self._expected.wrong(ask, *client.ask(ask.data))
+        except Exception as error:  # a client that ends unseen would be load that is not there
+            wrong = repr(error)
+        self.asked[f"{ask.endpoint} {how}"] += 1
+        if wrong:
+            self._log.failed("request", f"{who}, {ask.endpoint}, row {ask.row}, {how}: {wrong}")
 
     def stop(self) -> None:
         self._running = False

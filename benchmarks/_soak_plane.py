@@ -62,7 +62,7 @@ async def obey(plane: Any, folder: Path, exits: dict[str, list[str]], order: dic
                     if part.role == "shadow":
                         told = part.agreement
                         found.update(rows=told.rows, agreed=told.agreed, dropped=told.dropped, failed=told.failed)
-            return dict(found)
+            return {**found, "loans": sum(version.lender.loans for version in plane.versions.values())}
     return {}
 
 

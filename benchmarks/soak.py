@@ -2,7 +2,7 @@
 
 The plane runs in a process of its own. Eight clients, half of the requests JSON and half binary, ask three endpoints:
 ``alpha`` stands for two versions whose split changes, ``beta`` for one version with another in shadow, ``gamma`` for
-one that stays from the beginning to the end. A batch job (``skerry-agent batch``) scores a table by ``gamma``, over and
+one that stays from the beginning to the end. A ninth has ``delta`` for itself: its connection is lent to the worker. A batch job (``skerry-agent batch``) scores a table by ``gamma``, over and
 over. Meanwhile, every few seconds and in random order (``--seed``), a version is swapped, unloaded and loaded again, a
 split is changed, a shadow is replaced, the worker of a live version or of a shadow is killed by SIGSEGV, or a model
 that hangs and leaks is loaded, asked and unloaded.
@@ -94,9 +94,11 @@ class Director:
         self._next = 1
         self.done: Counter[str] = Counter()
         self.shadows: Counter[str] = Counter()
+        self.loans = 0  # the most of any one moment's versions
         self.steady = self._load_gamma()
         self._alpha = [self._load("alpha"), self._load("alpha")]
         self._live, self._copy = self._load("beta"), self._load("beta")
+        self._lone = self._load("delta")
         self._route()
 
     def _load_gamma(self) -> int:
@@ -118,6 +120,7 @@ class Director:
         self._server.do(do="route", endpoint="alpha", live=live, shadow=[])
         live = [[f"beta.{self._live}", 100.0]]
         self._server.do(do="route", endpoint="beta", live=live, shadow=[f"beta.{self._copy}"])
+        self._server.do(do="route", endpoint="delta", live=[[f"delta.{self._lone}", 100.0]], shadow=[])
 
     def disturb(self) -> None:
         if not self._bag:
@@ -127,18 +130,27 @@ class Director:
         self._log.happened(what)
         getattr(self, f"_{what}")()
         self.done[what] += 1
-        counted = self._server.do(do="counters")
-        self.shadows.update(counted)
+        counted = self._count()
         if counted["failed"]:
             self._log.failed("shadow", f"{counted['failed']} copies failed in shadow")
+
+    def _count(self) -> dict[str, int]:
+        counted: dict[str, int] = self._server.do(do="counters")
+        self.loans = max(self.loans, counted.pop("loans"))
+        self.shadows.update(counted)
+        return counted
 
     def _split(self) -> None:
         self._route()
 
     def _swap(self) -> None:
-        if self._chance.random() < 0.7:
+        chance = self._chance.random()
+        if chance < 0.5:
             old = f"alpha.{self._alpha.pop(0)}"
             self._alpha.append(self._load("alpha"))
+        elif chance < 0.75:
+            old = f"delta.{self._lone}"
+            self._lone = self._load("delta")
         else:
             old = f"beta.{self._live}"
             self._live = self._load("beta")
@@ -159,11 +171,12 @@ class Director:
         self._unload(f"beta.{old}")
 
     def _unload(self, key: str) -> None:
-        self.shadows.update(self._server.do(do="counters"))  # an unloaded version takes its counts along
+        self._count()  # an unloaded version takes its counts along
         self._server.do(do="unload", key=key)
 
     def _crash(self) -> None:
         keys = [*(f"alpha.{version}" for version in self._alpha), f"beta.{self._live}", f"beta.{self._copy}"]
+        keys.append(f"delta.{self._lone}")
         key = self._chance.choice(keys)
         before = self._server.do(do="pid", key=key)
         os.kill(before["pid"], signal.SIGSEGV)
@@ -239,6 +252,8 @@ def figures(
     never = [name for name in BAG if not director.done[name]]
     if not shadows["rows"]:
         never.append("compared in shadow")
+    if not director.loans:
+        never.append("lent")
     if not batches.jobs:
         never.append("batch")
     others = log.failures.total() - log.failures["request"]

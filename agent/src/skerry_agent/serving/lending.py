@@ -71,9 +71,9 @@ class Lender:
 
     def __init__(self, version: Version, counters: Counters) -> None:
         self.out = False  # whether a connection is lent
+        self.loans = 0  # so far; the number of the last one
         self._version = version
         self._counters = counters
-        self._number = 0
         self._connection: Lendable | None = None
         self._link: WorkerLink | None = None  # the worker of the loan
         self._form: Form | None = None
@@ -108,13 +108,13 @@ class Lender:
             return  # out of descriptors or memory: it goes on as before
         pages.clear()
         connection.lend(self)
-        self._number += 1
+        self.loans += 1
         self._connection, self._link, self._sock, self._form = connection, link, sock, form
         self._endpoint = endpoint
         self.out = True
         self._recalled = False
         self._last = (-1.0, time.monotonic())
-        order = orders.Lend(self._number, endpoint, form.before, form.after, form.json)
+        order = orders.Lend(self.loans, endpoint, form.before, form.after, form.json)
         body = msgspec.msgpack.encode(order)
         link.send(frames.pack(Kind.LEND, 0, size=len(body)), body)
         self._look()
@@ -139,7 +139,7 @@ class Lender:
             return
         self._recalled = True
         self._ledger.words[ledger.REVOKED] = 1.0
-        self._link.send(frames.pack(Kind.RECALL, self._number), b"")
+        self._link.send(frames.pack(Kind.RECALL, self.loans), b"")
 
     async def home(self, wait_s: float) -> None:
         """Recall, and wait for it at most so long."""
@@ -154,7 +154,7 @@ class Lender:
 
     def back(self, number: int, rest: bytes) -> None:
         """The worker gives a loan back."""
-        if self._connection is None or number != self._number or self._ledger is None:
+        if self._connection is None or number != self.loans or self._ledger is None:
             return
         have = self._ledger.notes().have
         data = bytes(self._ledger.request[: min(max(have, 0), ledger.REQUEST_BYTES)])
