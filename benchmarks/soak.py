@@ -2,10 +2,11 @@
 
 The plane runs in a process of its own. Eight clients, half of the requests JSON and half binary, ask three endpoints:
 ``alpha`` stands for two versions whose split changes, ``beta`` for one version with another in shadow, ``gamma`` for
-one that stays from the beginning to the end. A ninth has ``delta`` for itself: its connection is lent to the worker. A batch job (``skerry-agent batch``) scores a table by ``gamma``, over and
-over. Meanwhile, every few seconds and in random order (``--seed``), a version is swapped, unloaded and loaded again, a
-split is changed, a shadow is replaced, the worker of a live version or of a shadow is killed by SIGSEGV, or a model
-that hangs and leaks is loaded, asked and unloaded.
+one that stays from the beginning to the end. A ninth has ``delta`` for itself: its connection is lent to the worker. A
+batch job (``skerry-agent batch``) scores a table by ``gamma``, over and over. Meanwhile, every few seconds and in
+random order (``--seed``), a version is swapped, unloaded and loaded again, a split is changed, a shadow is replaced,
+the worker of a live version or of a shadow is killed by SIGSEGV, or a model that hangs and leaks is loaded, asked and
+unloaded.
 
 What must hold: every answer is 200 and equal to what the version that it names computes, the batch's too; what hangs is
 answered 503 at its deadline, what leaks is answered right all the same; no copy of a shadow fails; no worker ends but

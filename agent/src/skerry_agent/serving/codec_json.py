@@ -127,7 +127,7 @@ def _array(given: Input, values: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _is_finite(array: Array) -> bool:
-    """A product that is finite has no infinity in it, and costs a quarter of a look at each; else they are looked at."""
+    """A product that is finite has no infinity in it, and costs a quarter of a look at each."""
     quick = array.dtype.char in "fd" and math.isfinite(array.dot(array))
     return quick or bool(np.isfinite(array).all())
 
