@@ -52,7 +52,7 @@ FAULTS = [
     ("format = 1", 'format = "1"', "format", 1, "Expected `int`"),
     ('name = "digits"', 'name = "Digits"', "name", 2, "use 1 to 63"),
     ('name = "digits"', 'nmae = "digits"', "nmae", 2, "unknown field"),
-    ('engine = "onnx"', 'engine = "tflite"', "engine", 3, "Invalid enum value"),
+    ('engine = "onnx"', 'engine = "tflite"', "engine", 3, "'tflite': use one of onnx, openvino, pynq, python"),
     ('model = "model.onnx"', 'model = "../model.onnx"', "model", 4, "not a plain relative path"),
     ('model = "model.onnx"', "model = 4", "model", 4, "Expected `str`"),
     ('datatype = "BOOL"', 'datatype = "bool"', "inputs[1].datatype", 14, "is not one of"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -161,6 +161,8 @@ def parse(text: str, *, source: str = FILE_NAME) -> Manifest:
         manifest = msgspec.convert(document.unwrap(), Manifest)
     except msgspec.ValidationError as error:
         field, problem = _split(str(error))
+        if problem.startswith("Invalid enum value"):
+            problem += _choices(field)
         raise _invalid(text, source, field, problem) from error
     for field, problem in problems(manifest) + _option_problems(manifest):
         raise _invalid(text, source, field, problem)
@@ -364,6 +366,14 @@ def _split(message: str) -> tuple[str, str]:
     if named:
         field = f"{field}.{named[1]}" if field else named[1]
     return field or "(document)", problem
+
+
+def _choices(field: str) -> str:
+    """What may stand in a field of few values; msgspec says only what may not."""
+    of_step, _, name = field.rpartition(".")
+    engines = get_args(pipeline.StepEngine) if of_step else (*get_args(EngineName), PIPELINE)
+    found = {"engine": engines, "combine": get_args(pipeline.Combiner)}.get(name)
+    return f": use one of {', '.join(found)}" if found else ""
 
 
 def _invalid(text: str, source: str, field: str, problem: str) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from skerry_agent.engines.onnx import OnnxEngine
 from skerry_agent.engines.openvino import OpenVinoEngine, _config
 from skerry_agent.engines.python import PythonEngine
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
+from skerry_modules.manifest import parse
+from skerry_modules.tensors import DATATYPES
 
 from . import models
 from .models import linear_module, python_module
@@ -204,6 +207,55 @@ def close(): helper_of_this_test.factor = None
     finally:
         sys.path[:] = path
         sys.dont_write_bytecode = False
+
+
+VALUES = [
+    ("FP32", "np.array([1.5, 2.5])", [1.5, 2.5]),
+    ("FP32", "[1, 2]", [1.0, 2.0]),
+    ("INT32", "np.array([1, 2])", [1, 2]),
+    ("INT64", "np.array([True, False])", [1, 0]),
+    ("INT32", "[]", []),
+    ("INT64", "np.array([1.5, 2.5])", "it is float64, which would be cut"),
+    ("INT64", "[np.nan, 2.0]", "it is float64, which would be cut"),
+    ("BOOL", "np.array([0.2, 0.0])", "it is float64, which would be cut"),
+    ("UINT8", "np.array([1, 256])", "a value of it (int64) does not fit"),
+    ("UINT64", "np.array([-1, 2])", "a value of it (int64) does not fit"),
+    ("FP32", "['one', 'two']", "could not convert"),
+]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loading a script changes of the process, which is a worker's."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+
+
+@pytest.mark.parametrize(("datatype", "value", "expected"), VALUES)
+@pytest.mark.usefixtures("scripts")
+def test_what_a_script_returns_keeps_its_value_or_is_refused(
+    tmp_path: Path, datatype: str, value: str, expected: Any
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "main.py").write_text(f"import numpy as np\ndef run(inputs):\n    return {{'y': {value}}}\n")
+    text = 'format = 1\nname = "m"\nengine = "python"\nmodel = "main.py"\n'
+    for side, name, kind in (("inputs", "x", "FP32"), ("outputs", "y", datatype)):
+        text += f'[[{side}]]\nname = "{name}"\ndatatype = "{kind}"\nshape = [-1]\n'
+    model = PythonEngine().load(folder, parse(text), Path())
+    if isinstance(expected, list):
+        found = model.run({"x": np.zeros(2, "f4")})["y"]
+        assert (found.tolist(), found.dtype) == (expected, np.dtype(DATATYPES[datatype]))
+    else:
+        with pytest.raises(PeerError, match=f"output 'y' of run.. is no {datatype}: .*{re.escape(expected)}"):
+            model.run({"x": np.zeros(2, "f4")})
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_script_that_lacks_a_package_is_told_where_to_name_it(tmp_path: Path) -> None:
+    module = python_module(tmp_path / "m", "import no_such_package_here.part\n")
+    with pytest.raises(PeerError, match=r"requirements in \[environment\]"):
+        PythonEngine().load(module.folder, module.manifest, Path())
 
 
 def test_what_is_available_needs_no_import_of_a_runtime() -> None:

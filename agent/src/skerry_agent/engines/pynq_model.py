@@ -20,6 +20,7 @@ from skerry_agent.engines import pynq_packing as packing
 from skerry_agent.ports import Arrays
 from skerry_modules.errors import PeerError, ResourceError, SkerryError
 from skerry_modules.manifest import Manifest
+from skerry_modules.options import PynqOptions
 
 SELF_TEST_ROWS: Final = 4
 
@@ -38,7 +39,7 @@ _SPINS = 200  # polls without a pause: most transfers end within them
 class PynqModel:
     """A configured board with its buffers. One thread at a time, as workers do."""
 
-    def __init__(self, bitstream: Path, manifest: Manifest, options: packing.Options, lock: int) -> None:
+    def __init__(self, bitstream: Path, manifest: Manifest, options: PynqOptions, lock: int) -> None:
         self._manifest, self._options, self._lock = manifest, options, lock
         self._source, self._target = manifest.inputs[0], manifest.outputs[0]
         self._packing = packing.Packing(options, self._source, self._target)

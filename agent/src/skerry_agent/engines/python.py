@@ -52,7 +52,7 @@ class PythonModel:
             if spec.name not in results:
                 raise PeerError("scoring.failed", f"cannot score: run() returned no output {spec.name!r}")
             try:
-                array = np.asarray(results[spec.name], dtype=DATATYPES[spec.datatype])
+                array = _as(np.asarray(results[spec.name]), np.dtype(DATATYPES[spec.datatype]))
             except (ValueError, TypeError) as error:
                 raise PeerError(
                     "scoring.failed", f"cannot score: output {spec.name!r} of run() is no {spec.datatype}: {error}"
@@ -71,6 +71,24 @@ class PythonModel:
         if callable(close):
             close()
         _host.trim()
+
+
+def _as(array: Any, wanted: Any) -> Any:
+    """An array as the declared datatype. A float never becomes a whole number, and a whole number keeps its value.
+
+    Raises:
+        ValueError: it cannot be.
+        TypeError: likewise.
+    """
+    if array.dtype == wanted:
+        return array
+    given = array.dtype.kind
+    if wanted.kind in "iub" and given not in "iub" and array.size:
+        raise TypeError(f"it is {array.dtype}, which would be cut to whole numbers; round it in the script")
+    made = array.astype(wanted)
+    if wanted.kind in "iu" and given in "iu" and (made != array).any():
+        raise ValueError(f"a value of it ({array.dtype}) does not fit")
+    return made
 
 
 class PythonEngine:
@@ -103,13 +121,19 @@ class PythonEngine:
         except (MemoryError, SkerryError):
             raise
         except (Exception, SystemExit) as error:
+            hint = "; name its package under requirements in [environment]" if _lacks_package(error, folder) else ""
             raise PeerError(
-                "install.load_failed", f"cannot load {manifest.model}: {type(error).__name__}: {str(error)[:500]}"
+                "install.load_failed",
+                f"cannot load {manifest.model}: {type(error).__name__}: {str(error)[:500]}{hint}",
             ) from error
         if not callable(getattr(module, "run", None)):
             raise PeerError("install.load_failed", f"cannot load {manifest.model}: it defines no run(inputs)")
         _host.trim()
         return PythonModel(module, manifest)
+
+
+def _lacks_package(error: BaseException, folder: Path) -> bool:
+    return isinstance(error, ModuleNotFoundError) and not (folder / (error.name or "").partition(".")[0]).exists()
 
 
 ENGINE = PythonEngine()
