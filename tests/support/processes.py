@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -14,16 +15,32 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+LOWEST_PORT = 11_000
+"""Above what servers use by default, and above the ports that browsers refuse."""
+
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that was free a moment ago, and that no outgoing connection is given meanwhile."""
+    while True:
+        # Not by ``random``: that is seeded, and two runs side by side would want the same ports in the same order.
+        port = LOWEST_PORT + secrets.randbelow(_first_ephemeral_port() - LOWEST_PORT)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_until(check: Callable[[], object], *, seconds: float = 20.0, what: str = "the condition") -> None:
-    """Poll until ``check()`` is true. The bound only ends a broken test; it measures nothing."""
+def _first_ephemeral_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:  # not Linux
+        return 32_768
+
+
+def wait_until(check: Callable[[], object], *, seconds: float = 60.0, what: str = "the condition") -> None:
+    """Poll until ``check()`` is true. The bound only ends a broken test; it measures nothing.
+
+    A machine may be at ten times what it can do, and a server's start is seconds of work: bounds are long for that.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if check():
@@ -80,13 +97,12 @@ def postgres(programs: str) -> Iterator[str]:
         user = "postgres" if "postgres" in names else "nobody"
     folder = Path(tempfile.mkdtemp(prefix="skerry-postgres-"))
     folder.chmod(0o711)
-    data, port = folder / "data", free_port()
+    data = folder / "data"
     data.mkdir()
     if user:
         os.chown(data, pwd.getpwnam(user).pw_uid, -1)
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": str(data)}
     run = {"user": user, "env": environment, "cwd": "/"}
-    options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
     process: subprocess.Popen[bytes] | None = None
     try:
         subprocess.run(
@@ -95,6 +111,8 @@ def postgres(programs: str) -> Iterator[str]:
             capture_output=True,
             **run,  # type: ignore[call-overload]
         )
+        port = free_port()  # only now: the cluster takes seconds to make
+        options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
         with (folder / "postgres.log").open("wb") as log:
             process = subprocess.Popen(
                 [f"{programs}/postgres", "-D", str(data), *options],
@@ -103,7 +121,13 @@ def postgres(programs: str) -> Iterator[str]:
                 **run,  # type: ignore[call-overload]
             )
         ready = [f"{programs}/pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
-        wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, what="PostgreSQL to be ready")
+        started = process
+
+        def is_ready() -> bool:
+            assert started.poll() is None, (folder / "postgres.log").read_text()
+            return subprocess.run(ready, check=False).returncode == 0
+
+        wait_until(is_ready, seconds=120, what="PostgreSQL to be ready")
         yield f"postgresql+psycopg://skerry@127.0.0.1:{port}"
     finally:
         if process is not None:
