@@ -12,10 +12,11 @@ Does not handle: the classification, schedule-policy and shared-memory extension
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,7 +24,18 @@ import numpy as np
 
 from skerry_agent.ports import Arrays
 from skerry_agent.serving import regions
-from skerry_agent.serving.codec_json import DATA, PLAN_BYTES, Input, around_values, bad, flat, flats, from_json, to_json
+from skerry_agent.serving.codec_json import (
+    DATA,
+    PLAN_BYTES,
+    Input,
+    around_values,
+    bad,
+    flat,
+    flats,
+    from_json,
+    quick_reader,
+    to_json,
+)
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
 from skerry_modules.tensors import DATATYPES, ITEM_BYTES, TensorSpec, datatype_of
@@ -80,6 +92,7 @@ class _Form(NamedTuple):
     given: Input
     outputs: tuple[tuple[str, bool], ...]
     rows: int
+    read: Callable[[bytes], Array | None] | None
 
 
 class Request(NamedTuple):
@@ -104,6 +117,7 @@ class Codec:
         self._forms: dict[tuple[bytes, bytes], _Form] = {}
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._last: tuple[str, Plan | None, Any, Any, bytes] = ("", None, None, None, b"")  # of the answer before
+        self._around: tuple[str, str, Any, Any, bytes, bytes] = ("", "", None, None, b"", b"")  # of that in JSON
 
     # -- requests
 
@@ -212,7 +226,8 @@ class Codec:
         if around.count(DATA) == 1 and b"\\" not in around:  # so it is the input's, and no other of that name
             if len(self._forms) >= PLANS:
                 self._forms.clear()
-            self._forms[found[0]] = _Form(msgspec.structs.replace(given, data=msgspec.Raw()), plan.outputs, plan.rows)
+            kept = msgspec.structs.replace(given, data=msgspec.Raw())
+            self._forms[found[0]] = _Form(kept, plan.outputs, plan.rows, quick_reader(kept))
 
     def _repeated(self, body: bytes) -> Plan | None:
         """The plan of a request in JSON that differs from an earlier one in its values alone: only they are parsed."""
@@ -220,9 +235,13 @@ class Codec:
         form = self._forms.get(found[0]) if found is not None else None
         if form is None or found is None:
             return None
-        try:
-            array = flat(form.given, found[1])
-        except InputError:
+        array = None
+        if form.read is not None:
+            array = form.read(found[1])
+        else:
+            with contextlib.suppress(InputError):
+                array = flat(form.given, found[1])
+        if array is None:
             return None  # parsed whole, it gives the error that fits
         return Plan((), {form.given.name: array}, form.outputs, "", form.rows)
 
@@ -348,9 +367,22 @@ class Codec:
         return -1, [before + encode(each) + after for each in values]
 
     def _format_mixed(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
+        if len(plan.outputs) == 1 and not plan.id:
+            return Answer(-1, self._format_values(name, plan, outputs))
         parts = {key: to_binary(outputs[key]) for key, binary in plan.outputs if binary}
         head = self._head(name, plan, outputs, parts)
         return Answer(len(head), b"".join((head, *parts.values()))) if parts else Answer(-1, head)
+
+    def _format_values(self, name: str, plan: Plan, outputs: Arrays) -> bytes:
+        """An answer of one output in JSON: what stands around its values is mostly that of the answer before."""
+        key = plan.outputs[0][0]
+        array, last = outputs[key], self._around
+        if name == last[0] and key == last[1] and array.dtype == last[2] and array.shape == last[3]:
+            return b"".join((last[4], msgspec.json.encode(to_json(key, array)), last[5]))
+        body = self._head(name, plan, outputs, {})
+        before, _, after = body.rpartition(msgspec.json.encode(to_json(key, array)))
+        self._around = (name, key, array.dtype, array.shape, before, after)
+        return body
 
     def _head(self, name: str, plan: Plan, outputs: Arrays, parts: dict[str, bytes]) -> bytes:
         listed = []
