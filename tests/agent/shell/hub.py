@@ -46,6 +46,7 @@ class FakeHub:
         self.revision = 0
         self.acking = True
         self.delivering = True
+        self.alone = False  # chunks for this device alone, on its own topic
         self.tamper: Callable[[str, int, bytes], bytes] = lambda _digest, _part, data: data
         self.after_chunk: Callable[[int], None] = lambda _count: None
         self.records: list[tuple[str, Up[Any]]] = []
@@ -126,7 +127,10 @@ class FakeHub:
                 return
             piece = data[part * chunks.CHUNK_BYTES : (part + 1) * chunks.CHUNK_BYTES]
             payload = self.tamper(want.digest, part, chunks.frame(piece))
-            self._client.publish(topics.chunk(want.digest, part), payload, qos=1)
+            if self.alone and want.alone:
+                self.send("gap", messages.encode(messages.Gap(1, want.digest, part, payload)))
+            else:
+                self._client.publish(topics.chunk(want.digest, part), payload, qos=1)
             self.sent[want.digest, part] = self.sent.get((want.digest, part), 0) + 1
             self.after_chunk(sum(self.sent.values()))
 
@@ -158,10 +162,10 @@ class FakeHub:
         found = [one for one in states[-1].modules if one.version == version] if states else []
         return found[0] if found else None
 
-    def wait(self, check: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    def wait(self, check: Callable[[], object], what: str, seconds: float = 60.0) -> None:
         wait_until(check, seconds=seconds, what=what)
 
-    def wait_phase(self, version: int, phase: str, seconds: float = 30.0) -> messages.ModuleState:
+    def wait_phase(self, version: int, phase: str, seconds: float = 60.0) -> messages.ModuleState:
         def reached() -> bool:
             state = self.module(version)
             return state is not None and state.phase == phase
