@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry_agent.serving import http_parsers
+from skerry_agent.serving.exchange import Exchange
 from skerry_agent.serving.heads import ENTRIES, HEAD_BYTES, Head, Heads
-from skerry_agent.serving.http import Exchange, HttpConnection
+from skerry_agent.serving.http import HttpConnection
 from skerry_agent.serving.settings import ServingSettings
 
 

@@ -15,8 +15,9 @@ import msgspec
 
 from skerry_agent.engines._host import installed
 from skerry_agent.serving import oip
+from skerry_agent.serving.exchange import Exchange
 from skerry_agent.serving.heads import Form, Heads
-from skerry_agent.serving.http import Exchange, HttpConnection
+from skerry_agent.serving.http import HttpConnection
 from skerry_agent.serving.item import Item
 from skerry_agent.serving.repository import Repository
 from skerry_agent.serving.settings import ServingSettings

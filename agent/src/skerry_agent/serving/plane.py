@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ import msgspec
 from skerry_agent import engines
 from skerry_agent.ports import GoldenReport, VersionCounters
 from skerry_agent.serving import tensors
+from skerry_agent.serving.call import Call
 from skerry_agent.serving.endpoint import Endpoint
 from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.front import HttpFront
@@ -454,7 +454,7 @@ class Plane:
             SkerryError: ``scoring.*`` or ``module.unknown``.
         """
         version = self.choose(model, version_name)
-        call = _Call(model.encode(), json, body)
+        call = Call(model.encode(), json, body)
         if not version_name:
             self.follow(model, call)
         ticket = version.submit(call, timeout_s or version.manifest.resources.request_timeout_s)
@@ -479,27 +479,6 @@ class Plane:
 
         outputs = await self.infer_tensors(endpoint, arrays.to_tensors(inputs), timeout_s=timeout_s)
         return arrays.from_tensors(outputs)
-
-
-class _Call:
-    """A request of the agent itself: an ``Item`` that fills a future."""
-
-    __slots__ = ("after", "answered", "began", "body", "endpoint", "json")
-
-    low = False
-    shadow = False
-
-    def __init__(self, endpoint: bytes, json: int, body: bytes) -> None:
-        self.endpoint = endpoint
-        self.after: Callable[[int, bytes], None] | None = None
-        self.json = json
-        self.body = body
-        self.began = time.monotonic()
-        self.answered: asyncio.Future[tuple[int, str, int, bytes]] = asyncio.get_running_loop().create_future()
-
-    def reply(self, status: int, code: str, json: int, body: bytes) -> None:
-        if not self.answered.done():
-            self.answered.set_result((status, code, json, body))
 
 
 def run(main: Any) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import signal
 import struct
@@ -29,6 +28,7 @@ from skerry_agent.serving.item import Events, Item
 from skerry_agent.serving.lending import Lender
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.quarantine import TEXT, Quarantine
 from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.yielding import Recent, Room
 from skerry_modules import messages
@@ -45,10 +45,8 @@ _SHADOW: Final = int(Kind.SHADOW)
 _ANSWER: Final = int(Kind.ANSWER)
 _PACK: Final = frames.HEAD.pack
 _SUSPENDED: Final = "suspended"
-_QUARANTINED: Final = "cannot score this request: it ended two workers and is not tried again; see the captured sample"
 RECALL_S: Final = 0.5
 """A worker that is ended at once has so long to give a connection back that it was lent."""
-_MARKS: Final = 64  # quarantined bodies that are remembered
 
 
 class Version:
@@ -99,8 +97,7 @@ class Version:
         self._alarm = Alarm(self._look)
         self._drained: asyncio.Future[None] | None = None
         self._landed: asyncio.Event | None = None  # awaited by a suspend: nothing is with the worker any more
-        self._marks: dict[bytes, None] = {}
-        self._captures: list[Ticket] = []
+        self._quarantine = Quarantine()
         self._counters = Counters()
         self.copies = Copies(self, settings, self._counters)  # scored in shadow
         self.lender = Lender(self, self._counters)  # of connections, to the worker
@@ -110,10 +107,10 @@ class Version:
     def submit(self, item: Item, timeout_s: float, *, pinned: bool = False) -> Ticket | None:
         """Queue a request; None: it was refused and answered."""
         timeout = min(timeout_s, self.manifest.resources.request_timeout_s)
-        if self._marks and hashlib.sha256(item.body).digest() in self._marks:
+        if not self._quarantine.empty and self._quarantine.holds(item.body):
             if not item.low:
                 self._counters.refused(item.endpoint, item.shadow)
-            item.reply(*_quarantined())
+            item.reply(*Quarantine.answer())
             return None
         ticket = Ticket(self._next, item, len(item.body), item.began + timeout, pinned)
         self._next += 1
@@ -151,7 +148,7 @@ class Version:
         """Whether its worker may serve a client by itself now: it has proven itself and has nothing else to do."""
         link = self._link
         calm = self.ready and self._dispatch.idle and self.room.empty and not self.copies.aside
-        return calm and not self.stopping and not self._marks and link is not None and link.scored
+        return calm and not self.stopping and self._quarantine.empty and link is not None and link.scored
 
     def hand_over(self, other: Version) -> None:
         """Let another version answer the requests that wait here, but for those that asked for this very one."""
@@ -339,11 +336,7 @@ class Version:
         facts = msgspec.msgpack.decode(await self.call(Kind.LOAD, msgspec.msgpack.encode(load)))
         self._learn(facts)
         self.ready = self._link.served = True
-        for ticket in self._captures:
-            item = ticket.item
-            head = frames.pack(Kind.CAPTURE, 0, json=item.json, name=item.endpoint, size=len(item.body))
-            self._link.send(head, item.body)
-        self._captures.clear()
+        self._quarantine.capture(self._link)
         self._pump()
         return facts  # type: ignore[no-any-return]
 
@@ -396,7 +389,7 @@ class Version:
         self._link = None
         was_ready, self.ready = self.ready, False
         for ticket in self._dispatch.crashed(self._settings.kill_limit):
-            self._quarantine(ticket)
+            self._refuse(ticket)
         self.lender.lost(link)
         self._tell_idle()
         if self.stopping:
@@ -439,14 +432,11 @@ class Version:
                 continue
             return
 
-    def _quarantine(self, ticket: Ticket) -> None:
-        if len(self._marks) >= _MARKS:
-            self._marks.pop(next(iter(self._marks)))
-        self._marks[hashlib.sha256(ticket.item.body).digest()] = None
-        if not ticket.item.shadow:
-            self._captures.append(ticket)
-        self._events.noticed(self.digest, "scoring.quarantined", _QUARANTINED)
-        self._finish(ticket, time.monotonic(), *_quarantined())
+    def _refuse(self, ticket: Ticket) -> None:
+        """It ended too many workers."""
+        self._quarantine.add(ticket)
+        self._events.noticed(self.digest, "scoring.quarantined", TEXT)
+        self._finish(ticket, time.monotonic(), *Quarantine.answer())
 
     def set_capture_rate(self, rate: float) -> None:
         self._capture_rate = rate
@@ -467,7 +457,7 @@ class Version:
             self._landed = None
         await self._flush()
         for ticket in self._dispatch.crashed(self._settings.kill_limit):  # what did not end is sent again later
-            self._quarantine(ticket)
+            self._refuse(ticket)
         if self._link is not None:
             self._link.killed_for = _SUSPENDED
         self._close_link()
@@ -525,7 +515,3 @@ class Version:
         if link is not None:
             self._nursery.kill(link.serial)  # at once: a worker in a loop would not see its socket close
             link.close()
-
-
-def _quarantined() -> tuple[int, str, int, bytes]:
-    return 500, "scoring.quarantined", -1, oip.error_body(_QUARANTINED)

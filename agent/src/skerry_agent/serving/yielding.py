@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from skerry_agent.serving import oip
-from skerry_agent.serving.http import Exchange
+from skerry_agent.serving.exchange import Exchange
 
 if TYPE_CHECKING:
     from skerry_agent.rules.dispatch import Ticket
