@@ -155,3 +155,12 @@ def problems(profile: ModuleProfile) -> list[str]:
 
 def _malformed(problem: str) -> PeerError:
     return PeerError("message.malformed", f"cannot use the module's profile: {problem}; measure it again")
+
+
+def time_text(us: float) -> str:
+    """Microseconds for people."""
+    return f"{us:.3g} µs" if us < 999.5 else f"{us / 1000:.3g} ms"
+
+
+def threads_text(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"

@@ -128,7 +128,7 @@ def test_the_reasons_name_the_numbers() -> None:
     assert best is not None
     assert (best.setting, best.max_rows, best.memory_mb) == (Setting(engine="onnx", threads=1), 8, 1080)
     setting, batch, memory = best.reasons
-    assert "within 10% of the best, 0.1 ms of onnx with 2 threads" in setting
+    assert "within 10% of the best, 100 µs of onnx with 2 threads" in setting
     assert "5.0 times" in batch, "batch 32 is too slow, however many rows it scores"
     assert "requests of up to 32 rows, at most 900.0 MB" in memory, "a client may send what is not scored together"
 

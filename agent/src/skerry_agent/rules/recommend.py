@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from skerry_modules.measurement import Measurement, Recommendation, Setting
+from skerry_modules.measurement import Measurement, Recommendation, Setting, threads_text, time_text
 
 WORTH: Final = 1.2
 """Times the throughput of single rows that a batch must reach: less is not worth the latency."""
@@ -114,16 +114,16 @@ def _why_memory(same: Sequence[Measurement], memory: int) -> str:
 
 
 def _why_setting(chosen: Measurement, best: Measurement, count: int, near: int, tolerance: float) -> str:
-    name = f"{chosen.setting.engine} with {_threads(chosen.setting.threads)}"
+    name = f"{chosen.setting.engine} with {threads_text(chosen.setting.threads)}"
     if count == 1:
         return f"{name}: the only way to run it that was measured"
-    p99 = _ms(chosen.p99_low_us)
+    p99 = time_text(chosen.p99_low_us)
     if chosen is best:
         others = {1: "no other is", 2: "the other one"}.get(near, f"the {near - 1} others")
         within = f"{others} within {tolerance:.0%} of it"
         took = "" if near == 1 else " takes more CPU" if near == 2 else " take more CPU"
         return f"{name}: its p99 of {p99} is the best of {count}; {within}{took}"
-    fastest = f"{_ms(best.p99_low_us)} of {best.setting.engine} with {_threads(best.setting.threads)}"
+    fastest = f"{time_text(best.p99_low_us)} of {best.setting.engine} with {threads_text(best.setting.threads)}"
     return (
         f"{name}: p99 {p99}, within {tolerance:.0%} of the best, {fastest}; of the {near} of {count} within that, it "
         f"takes the least CPU: {chosen.cpu_us_per_row:.0f} µs a row"
@@ -135,7 +135,7 @@ def _why_batch(batch: Measurement, single: Measurement, wishes: Wishes) -> str:
         return f"batch {single.setting.batch}: no larger one measured gives {WORTH:g} times its rows per second in time"
     return (
         f"batch {batch.setting.batch}: {batch.rows_per_s:.0f} rows/s, {batch.rows_per_s / single.rows_per_s:.1f} times "
-        f"batch {single.setting.batch}, at a p99 of {_ms(batch.p99_us)} (limit {wishes.latency_ms:g} ms)"
+        f"batch {single.setting.batch}, at a p99 of {time_text(batch.p99_us)} (limit {wishes.latency_ms:g} ms)"
     )
 
 
@@ -144,11 +144,3 @@ def _doubts(found: Sequence[Measurement]) -> tuple[str, ...]:
     if most < BUSY_PERCENT:
         return ()
     return (f"careful: other work took up to {most:.0f} % of the machine meanwhile; measure again when it is quieter",)
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _ms(microseconds: float) -> str:
-    return f"{microseconds / 1000:.3g} ms"

@@ -20,7 +20,7 @@ from skerry.client import Client
 from skerry.types import Command, StoredProfile
 from skerry_modules import package
 from skerry_modules.errors import InputError, ResourceError
-from skerry_modules.measurement import Measurement, ModuleProfile
+from skerry_modules.measurement import Measurement, ModuleProfile, threads_text, time_text
 
 _POLL_S = 0.5
 
@@ -178,7 +178,7 @@ def _row(one: Measurement) -> tuple[str, ...]:
         one.setting.engine,
         str(one.setting.threads),
         str(one.setting.batch),
-        *(f"{value / 1000:.3g} ms" for value in (one.p50_us, one.p90_us, one.p99_us)),
+        *(time_text(value) for value in (one.p50_us, one.p90_us, one.p99_us)),
         f"{one.spread:.0%}",
         f"{one.rows_per_s:.0f}",
         f"{one.cpu_percent:.0f} %",
@@ -195,7 +195,7 @@ def _list(found: list[StoredProfile]) -> None:
             one.device or "(no device)",
             one.profile or "–",
             f"{one.memory_mb} MB",
-            f"{one.body.recommendation.setting.engine}, {one.body.recommendation.setting.threads} threads",
+            f"{one.body.recommendation.setting.engine}, {threads_text(one.body.recommendation.setting.threads)}",
             f"{one.body.recommendation.memory_mb} MB",
             "simulated" if one.simulated else "",
             output.when(one.at),
