@@ -142,10 +142,10 @@ def test_where_each_device_has_failed_on_a_part_it_is_tried_again_after_a_pause(
     assert (part.state, part.code, part.message) == (PartState.FAILED, "batch.failed", "killed")
 
 
-@given(PARTS)
-def test_a_job_ends_when_no_part_is_open(parts: list[Part]) -> None:
-    found = rules.ending(parts)
-    open_ = any(part.state in rules.OPEN for part in parts)
+@given(PARTS, st.booleans())
+def test_a_job_ends_when_no_part_is_open(parts: list[Part], more: bool) -> None:
+    found = rules.ending(parts, more=more)
+    open_ = more or any(part.state in rules.OPEN for part in parts)
     assert (found is None) == open_
     if not open_:
         assert (found is JobState.FAILED) == any(part.state is PartState.FAILED for part in parts)

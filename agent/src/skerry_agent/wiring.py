@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry_agent.disk import Disk
+from skerry_agent.disk import MB, Disk
 from skerry_agent.jobs.command import PartScorer
 from skerry_agent.jobs.courier import Courier
 from skerry_agent.jobs.folders import Folders
@@ -94,6 +94,7 @@ def make_part_scorer(app: App) -> PartScorer:
         disk,
         app.in_disk_thread,
         lambda: any(app.outbox.facts["streams"][name] for name in urgent),
+        backlog=settings.hub.backlog_mb * MB,
     )
     return PartScorer(
         [settings.folder / "inputs", *(Path(one).expanduser() for one in settings.batch.inputs)],

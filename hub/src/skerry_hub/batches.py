@@ -155,6 +155,11 @@ def serving_devices(session: Session, module: str, version: int, among: Iterable
     return set(session.exec(statement))
 
 
+def being_cut(row: BatchRow) -> bool:
+    """Whether more parts of a job may come."""
+    return row.source == "upload" and row.target != HUB and bool(row.upload)
+
+
 def names_of(text: str) -> tuple[str, ...]:
     """A list of names as a column holds it."""
     return _names.decode(text)

@@ -202,6 +202,7 @@ def test_what_a_job_needs_is_not_collected_and_a_finished_ones_is(hub: Hub) -> N
     job = hub.start()
     registry.collect_garbage(hub.db, hub.objects, grace_s=0.0)
     hub.orders(job, 2)
+    wait_until(lambda: not hub.job(job).upload, what="all parts to be made")  # what is stored is not in a row at once
     registry.collect_garbage(hub.db, hub.objects, grace_s=0.0)
     assert all(hub.objects.exists(part.input) and hub.objects.exists(part.kept) for part in hub.parts(job))
     with hub.db.session() as session, pytest.raises(InputError) as caught:

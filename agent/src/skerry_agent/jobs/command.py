@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,12 +141,11 @@ class PartScorer:
     # -- one part ------------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, order: PartOrder, told: _Told) -> dict[str, Any]:
-        told("waiting: others are before it", 0.0)
         result = self._folders.path(order) / RESULT
-        async with self._fetching:
+        async with _turn(self._fetching, told):
             source = await self._begun(order, told)
         if source is not None:
-            async with self._scoring:
+            async with _turn(self._scoring, told):
                 told("scoring", 0.0)
                 await self._score(order, source, result, told)
         async with self._sending:
@@ -193,6 +192,14 @@ class PartScorer:
             told(f"scoring: {unit}", SCORED * line.done / max(line.units, 1))
 
         await self._child.score(child.task_of(order, source, result, address), heard)
+
+
+@contextlib.asynccontextmanager
+async def _turn(step: asyncio.Lock, told: _Told) -> AsyncIterator[None]:
+    if step.locked():
+        told("waiting: its turn comes after the part before it", 0.0)
+    async with step:
+        yield
 
 
 class _Told:

@@ -28,9 +28,7 @@ from skerry_modules import chunks, messages, topics
 from skerry_modules.batches import PartOrder
 from skerry_modules.errors import InputError, ResourceError, SkerryError
 
-BACKLOG_BYTES: Final = 4 * 1024 * 1024
-"""Chunks that wait for the disk; more are dropped and asked for again."""
-_YIELD_S: Final = 0.25
+_YIELD_S: Final = 0.05
 _BLOCK: Final = 1 << 20
 OnDisk = Callable[[Callable[[], Any]], Awaitable[Any]]
 Tell = Callable[[float], None]
@@ -45,10 +43,14 @@ class Courier:
         disk: where inputs are kept; not the one of modules.
         on_disk: runs a function in the disk's thread.
         urgent: whether something more urgent waits to be sent.
+        backlog: bytes of chunks that may wait for the disk; more are dropped, and missed only after silence.
     """
 
-    def __init__(self, device: str, hub: HubLink, disk: Disk, on_disk: OnDisk, urgent: Callable[[], bool]) -> None:
+    def __init__(
+        self, device: str, hub: HubLink, disk: Disk, on_disk: OnDisk, urgent: Callable[[], bool], *, backlog: int
+    ) -> None:
         self._device, self._hub, self._disk, self._on_disk, self._urgent = device, hub, disk, on_disk, urgent
+        self._backlog = backlog
         self._uploads: dict[tuple[int, int, str], Upload] = {}
         self._reception = Reception()
         self._waiting: set[asyncio.Event] = set()  # one of each transfer: what happened wakes all of them
@@ -102,7 +104,7 @@ class Courier:
         )
 
         def take(part: int, payload: bytes) -> None:
-            if sum(len(one[1]) for one in arrived if one) < BACKLOG_BYTES:
+            if len(arrived) * chunks.CHUNK_BYTES < self._backlog:
                 arrived.append((part, payload))
                 self._wake()
 

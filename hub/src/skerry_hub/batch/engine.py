@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -207,8 +207,9 @@ class BatchEngine:
         with self._db.read() as session:
             row = batches.get(session, job)
             made = bool(batches.parts_of(session, job, limit=1))
+        if not made or batches.being_cut(row):
+            self._begin(("cut", job), lambda: self._cut(job))
         if not made:
-            self._begin(("cut", job), lambda: self._cut(row))
             return
         with self._db.read() as session:
             changed = Look(session, job, self.settings).changed
@@ -225,7 +226,7 @@ class BatchEngine:
         """What follows from how the parts stand: the hub's own work, and the end."""
         with self._db.read() as session:
             row, parts = batches.get(session, job), batches.parts_of(session, job)
-        ending = rules.ending([part_of(part) for part in parts])
+        ending = rules.ending([part_of(part) for part in parts], more=batches.being_cut(row))
         if ending is not None:
             self._begin(("merge", job), lambda: self._end(row, parts, ending))
         elif row.target == HUB and any(part.state == PartState.RUNNING for part in parts):
@@ -260,11 +261,16 @@ class BatchEngine:
 
     # -- in threads of their own --------------------------------------------------------------------------------------
 
-    def _cut(self, row: BatchRow) -> None:
-        """Make the parts."""
-        job = row.id or 0
+    def _cut(self, job: int) -> None:
+        """Make the parts; each is given out as soon as it is made."""
+        with self._db.read() as session:
+            row = batches.get(session, job)
+            if row.state not in ACTIVE or (batches.parts_of(session, job, limit=1) and not batches.being_cut(row)):
+                return  # it was done since somebody looked
         try:
-            unit, parts = self._parts(row)
+            unit, units, parts = self._parts(row)
+            if not self._cut_up(job, unit, units, parts):
+                return
         except InputError as error:
             with self._db.session() as session:
                 found = batches.get(session, job)
@@ -273,25 +279,41 @@ class BatchEngine:
             return
         with self._db.session() as session:
             found = batches.get(session, job)
-            if found.state not in ACTIVE or batches.parts_of(session, job, limit=1):
-                return
-            session.add_all(parts)
-            found.unit, found.units = unit, sum(part.units for part in parts)
             if found.target != HUB:
                 found.upload = ""  # the parts have it all
             session.add(found)
 
-    def _parts(self, row: BatchRow) -> tuple[str, list[BatchPart]]:
+    def _cut_up(self, job: int, unit: str, units: int, parts: Iterable[BatchPart]) -> bool:
+        """Write parts as they come; False: they are not wanted any more."""
+        with self._db.session() as session:
+            found = batches.get(session, job)
+            found.unit, found.units = unit, units
+            session.add(found)
+            there = {part.number for part in batches.parts_of(session, job)}  # of a hub that did not come to the end
+        number = -1
+        for part in parts:
+            number = part.number
+            with self._db.session() as session:
+                if batches.get(session, job).state not in ACTIVE:
+                    return False
+                if number not in there:
+                    session.add(part)
+            self._bus.publish("batches")
+        if number < 0:
+            raise InputError("batch.input", "cannot score this upload: it has no rows")
+        return True
+
+    def _parts(self, row: BatchRow) -> tuple[str, int, Iterable[BatchPart]]:
+        """Unit, how many there are (0: not known), and the parts."""
         job, devices = row.id or 0, names_of(row.devices)
         queued = PartState.QUEUED.value
         if row.source == "device":
-            return "", [
-                BatchPart(batch=job, number=number, state=queued, only=device) for number, device in enumerate(devices)
-            ]
+            each = enumerate(devices)
+            return "", 0, [BatchPart(batch=job, number=number, state=queued, only=device) for number, device in each]
         upload = batch_inputs.read_list(self._objects, row.upload)
         unit = batch_inputs.unit_of(upload)
         if row.target == HUB:
-            return unit, [BatchPart(batch=job, number=0, state=queued, only=HUB)]
+            return unit, 0, [BatchPart(batch=job, number=0, state=queued, only=HUB)]
         with self._db.read() as session:
             inputs = manifest_of(session, row).inputs
         how = batch_inputs.Cutting(
@@ -301,13 +323,12 @@ class BatchEngine:
             part_rows=row.part_rows,
             devices=len(devices),
         )
-        parts = [
+        units, made = batch_inputs.cut(self._objects, upload, how)
+        parts = (
             BatchPart(batch=job, number=number, state=queued, **msgspec.structs.asdict(one))
-            for number, one in enumerate(batch_inputs.cut(self._objects, upload, how))
-        ]
-        if not parts:
-            raise InputError("batch.input", "cannot score this upload: it has no rows")
-        return unit, parts
+            for number, one in enumerate(made)
+        )
+        return unit, units, parts
 
     def _score(self, row: BatchRow) -> None:
         """Score a job here."""

@@ -121,6 +121,8 @@ class Look:
             (one.units, 1.0 if one.state == PartState.DONE else self._progress.get(one.number, one.progress))
             for one in parts
         ]
+        if batches.being_cut(self._row):
+            shares.append((self._row.units - sum(one.units for one in parts), 0.0))
         share = rules.progress(shares)
         going = self._give or any(part.state == PartState.RUNNING for part in parts) or self._row.started_at
         message = "" if self._row.state not in ACTIVE or self._give else rules.waiting(self._places)

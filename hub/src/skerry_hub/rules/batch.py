@@ -146,12 +146,15 @@ def dooms(part: Part) -> bool:
     return part.state is PartState.FAILED and part.code in WRONG and not part.only
 
 
-def ending(parts: Sequence[Part]) -> JobState | None:
-    """The state that a job ends in, or None while it goes on. A job without parts is done."""
+def ending(parts: Sequence[Part], *, more: bool = False) -> JobState | None:
+    """The state that a job ends in, or None while it goes on. A job without parts is done.
+
+    ``more``: parts are still being made.
+    """
     states = {part.state for part in parts}
     if any(dooms(part) for part in parts):
         return JobState.FAILED
-    if states & set(OPEN):
+    if more or states & set(OPEN):
         return None
     return JobState.FAILED if PartState.FAILED in states else JobState.DONE
 
