@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import col, select
 
 from console.conftest import PHONE, Open, Served, Speaker
-from skerry_hub.console import live as console_live
+from skerry_hub.console import templating
 from skerry_hub.tables import Assignment, Rollout
 from skerry_modules.messages import ModulePhase
 from support.processes import wait_until
@@ -76,7 +76,7 @@ def test_a_lost_connection_shows_and_comes_back(acting: Served, watched: Open, s
 def test_a_page_without_a_seat_asks_for_itself_until_there_is_one(
     acting: Served, watched: Open, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console_live, "POLL_S", 0.3)
+    monkeypatch.setattr(templating, "POLL_S", 0.3)
     monkeypatch.setattr(acting.hub.seats, "limit", 0)
     page = watched(acting.url + "/devices/cam-lab-24", strict=False).page
     page.locator("html[data-live=polling]").wait_for(state="attached")

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from skerry_agent import engines, golden
+from skerry_agent import engines, golden, memory
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.profiling.orders import Measure, Measured, Refused, Timed
 from skerry_modules.errors import SkerryError
@@ -45,12 +45,12 @@ class LimitWatch:
     """The largest growth of what counts towards the memory limit, since it was made."""
 
     def __init__(self) -> None:
-        self._base = _status("VmData:")
+        self._base = memory.status_bytes("VmData:")
         self._peak = 0
         self._stop = threading.Event()
 
     def look(self) -> None:
-        self._peak = max(self._peak, _status("VmData:") - self._base)
+        self._peak = max(self._peak, memory.status_bytes("VmData:") - self._base)
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
@@ -58,9 +58,9 @@ class LimitWatch:
         self._stop.clear()
         thread = threading.Thread(target=self._sample, daemon=True)
         self.look()
-        before = _status("VmData:")
+        before = memory.status_bytes("VmData:")
         thread.start()
-        self._base += max(0, _status("VmData:") - before)  # the thread's own stack is no need of the module
+        self._base += max(0, memory.status_bytes("VmData:") - before)  # the thread's own stack is no need of the module
         try:
             yield
         finally:
@@ -137,8 +137,8 @@ def _score(model: LoadedModel, inputs: Arrays, batch: int, seconds: float, watch
         cpu_percent=round(100 * used / took, 1),
         cpu_us_per_row=round(1e6 * used / rows, 3),
         others_percent=_others(others, _machine(), used),
-        peak_mb=round(_status("VmHWM:") / _MB, 3),
-        steady_mb=round(_private() / _MB, 3),
+        peak_mb=round(memory.status_bytes("VmHWM:") / _MB, 3),
+        steady_mb=round(memory.private_bytes() / _MB, 3),
         limit_mb=watch.peak_mb,
     )
 
@@ -200,21 +200,6 @@ def rows_of(inputs: Arrays, batch: int) -> Arrays:
 
 
 # -- the process's and the machine's accounts
-
-
-def _status(field: str) -> int:
-    """Bytes of one line of ``/proc/self/status``."""
-    with Path("/proc/self/status").open() as lines:
-        for line in lines:
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _private() -> int:
-    from skerry_agent.serving.worker import private_bytes
-
-    return private_bytes()
 
 
 def _cpu(usage: resource.struct_rusage) -> float:

@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 import numpy as np
 
-from skerry_agent import engines, golden
+from skerry_agent import engines, golden, memory
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, guest, oip, orders
@@ -338,7 +338,7 @@ class Worker:
         release_files()
         return {
             "load_ms": round((time.monotonic() - began) * 1000, 3),
-            "memory": private_bytes(),
+            "memory": memory.private_bytes(),
             "pid": os.getpid(),
             "engine": engines.version_of(order.manifest),
             "batch_rows": proof.rows,
@@ -426,16 +426,6 @@ def set_receive_timeout(sock: socket.socket, timeout_s: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", *time_value))
     except OSError:  # 32-bit systems with 64-bit time (Debian 13 on armhf)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", *time_value))
-
-
-def private_bytes() -> int:
-    """Memory that only this process has."""
-    total = 0
-    with Path("/proc/self/smaps_rollup").open() as lines:
-        for line in lines:
-            if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def die_of_memory(error: BaseException) -> NoReturn:

@@ -22,8 +22,6 @@ MIN_GAP_S: Final = 1.0
 """Nudges closer than this become one: a busy fleet nudges a thousand times a second."""
 TICK_S: Final = 10.0
 """How often a silent connection says that it lives; the page waits three times as long."""
-POLL_S: Final = 10.0
-"""How often a page without a seat asks for itself; it asks for a seat again after three times as long."""
 MAX_TOPICS: Final = 16
 
 

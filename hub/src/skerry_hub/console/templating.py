@@ -20,12 +20,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from skerry_hub.console import format as text
-from skerry_hub.console import live
 from skerry_hub.console.forms import wrong_field
 from skerry_modules.errors import CODES
 
 VERSION: Final = metadata.version("skerry")
 STATIC: Final = Path(__file__).parent / "static"
+
+POLL_S: Final = 10.0
+"""How often a page without a live connection asks for itself; after three times as long it asks for one again."""
 
 NAVIGATION: Final = (
     ("overview", "/", "Overview", "gauge"),
@@ -116,7 +118,7 @@ def page(
         "topics": ",".join(topics),
         "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
         "now": now,
-        "poll_ms": round(live.POLL_S * 1000),
+        "poll_ms": round(POLL_S * 1000),
         "ago": lambda at: text.time_tag(at, now),
         "version": VERSION,
         **values,

@@ -86,10 +86,7 @@ def one(session: Session, number: int, *, now: int, shares: int = 1) -> BatchPag
     row = batches.get(session, number)
     line = BatchLine(row, batches.counts(session, [number])[number])
     found = sorted(batches.shares_of(session, row), key=lambda share: (not share.running, not share.failed))
-    places = {
-        share.device: Place(device=share.device, online=share.online, serves=share.serves)
-        for share in found
-    }
+    places = {share.device: Place(device=share.device, online=share.online, serves=share.serves) for share in found}
     return BatchPage(
         line=line,
         cells=_cells(session, number),
