@@ -105,7 +105,7 @@ class Receiver:
                 case effects.Unsubscribe():
                     self.client.unsubscribe(topics.chunks_of(one.digest))
                 case effects.SendWant():
-                    want = messages.Want(digest=one.digest, size=one.size, bitmap=one.bitmap)
+                    want = messages.Want(digest=one.digest, size=one.size, bitmap=one.bitmap, alone=True)
                     self.client.publish(topics.up(self.name, "want"), messages.encode(want), 1)
                 case effects.CompleteObject():
                     self.done_at = now  # all bytes are here: what is measured ends here
@@ -144,13 +144,17 @@ class Receiver:
 
     def _message(self, message: mqtt.MQTTMessage) -> None:
         topic = topics.parse(message.topic)
-        if topic.direction != "chunk" or topic.digest != self.digest:
+        digest, part, payload = topic.digest, topic.part, message.payload
+        if topic.kind == "gap":
+            gap: messages.Gap = messages.decode("gap", payload)
+            digest, part, payload = gap.digest, gap.part, gap.data
+        if part < 0 or digest != self.digest:
             return
-        self.received += len(message.payload)
-        self.twice += topic.part in self.parts
-        self.parts.add(topic.part)
+        self.received += len(payload)
+        self.twice += part in self.parts
+        self.parts.add(part)
         if self.download is not None:
-            self.perform(self.download.chunk(topic.part, bytes(message.payload), time.monotonic()))
+            self.perform(self.download.chunk(part, bytes(payload), time.monotonic()))
         elif len(self.parts) == self.total:
             self.done_at = time.monotonic()
 

@@ -150,6 +150,7 @@ SAMPLES = {
     "ack": messages.Ack(1, b"e", {0: 5}, again=True, spread_s=4),
     "piece": messages.Piece(job=1, part=0, digest="0" * 64, size=3, number=0, data=b"abc"),
     "taken": messages.Taken(job=1, part=0, digest="0" * 64, bitmap=b"\x01"),
+    "gap": messages.Gap(1, "0" * 64, 3, chunks.frame(b"12345")),
     "command": messages.Command(id="1", name="restart"),
     "presence": messages.Presence(online=True),
 }

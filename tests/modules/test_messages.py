@@ -101,9 +101,11 @@ def strategy_for(kind: Any) -> st.SearchStrategy[Any]:
 @given(st.data(), st.sampled_from(sorted(PLAIN)))
 @settings(deadline=None)
 def test_every_plain_message_round_trips(data: st.DataObject, kind: str) -> None:
-    message = data.draw(any_of(PLAIN[kind])) if kind not in ("desired", "ack") else None
+    message = data.draw(any_of(PLAIN[kind])) if kind not in ("desired", "ack", "gap") else None
     if kind == "desired":
         message = messages.Signed(1, data.draw(st.binary(max_size=20)))
+    if kind == "gap":
+        message = messages.Gap(1, "0" * 64, data.draw(st.integers(0, 2**40)), data.draw(st.binary(max_size=20)))
     if kind == "ack":
         message = messages.Ack(1, data.draw(st.binary(max_size=8)), {0: 5, 4: data.draw(st.integers(0, 2**60))})
     assert messages.decode(kind, messages.encode(message)) == message

@@ -227,7 +227,7 @@ class Driver:
                 self._wanted.discard(digest)
                 self._outside.unsubscribe_chunks(digest)
             case fx.SendWant(digest, size, bitmap):
-                self._outside.send_want(Want(digest=digest, size=size, bitmap=bitmap))
+                self._outside.send_want(Want(digest=digest, size=size, bitmap=bitmap, alone=True))
             case fx.StoreChunk():
                 self._store(effect)
             case fx.CompleteObject(digest, size):

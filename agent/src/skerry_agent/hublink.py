@@ -207,10 +207,8 @@ class HubLink:
                 self.events.error(error)
             return
         try:
-            if taker := self.takers.get(parsed.digest) if parsed.direction == "chunk" else None:
-                taker.chunk(parsed.part, payload)
-            elif parsed.direction == "chunk":
-                self._post(fx.ChunkArrived(parsed.digest, parsed.part, payload))
+            if parsed.direction == "chunk":
+                self._on_chunk(parsed.digest, parsed.part, payload)
             elif parsed.direction == "down":
                 self._on_down_message(parsed, payload)
             elif not self._to_source(topic, payload):
@@ -218,6 +216,12 @@ class HubLink:
                 self.events.tell(Severity.WARNING, "message.unknown_topic", text)
         except PeerError as error:
             self.events.error(error)
+
+    def _on_chunk(self, digest: str, part: int, framed: bytes) -> None:
+        if taker := self.takers.get(digest):
+            taker.chunk(part, framed)
+        else:
+            self._post(fx.ChunkArrived(digest, part, framed))
 
     def _to_source(self, topic: str, payload: bytes) -> bool:
         if not self.others:
@@ -249,6 +253,8 @@ class HubLink:
             self._on_ack(message)
         elif topic.kind == "taken":
             self.on_taken(message)
+        elif topic.kind == "gap":
+            self._on_chunk(message.digest, message.part, message.data)
         else:
             self.commands.take(message)
 

@@ -64,6 +64,7 @@ class Counters(msgspec.Struct):
     refused: int = 0
     published: int = 0
     published_bytes: int = 0
+    alone: int = 0  # of what was published: to one device alone
     failed: int = 0
     gone: int = 0  # times that a device was told that an object is gone
 
@@ -277,7 +278,7 @@ class Delivery:
             self.counters.refused += 1
             log.debug("%s may not have %s (%d bytes)", device, want.digest[:80], want.size)
             return
-        self._planner.want(device, want.digest, size, want.bitmap, now)
+        self._planner.want(device, want.digest, size, want.bitmap, now, alone=want.alone)
 
     def _work(self) -> bool:
         """One round of decisions; whether there was any."""
@@ -299,8 +300,13 @@ class Delivery:
         return bool(decisions)
 
     def _send(self, decision: Publish, data: bytes) -> bool:
-        if not self._publish(topics.chunk(decision.digest, decision.part), chunks.frame(data)):
+        topic, payload = topics.chunk(decision.digest, decision.part), chunks.frame(data)
+        if decision.device:
+            gap = messages.Gap(messages.FORMAT, decision.digest, decision.part, payload)
+            topic, payload = topics.down(decision.device, "gap"), messages.encode(gap)
+        if not self._publish(topic, payload):
             return False
+        self.counters.alone += bool(decision.device)
         self.counters.published += 1
         self.counters.published_bytes += len(data)
         return True

@@ -257,13 +257,15 @@ class Hello(_Map, frozen=True, kw_only=True, omit_defaults=False):
 class Want(_Map, frozen=True, kw_only=True, omit_defaults=False):
     """Chunks that the device lacks of one object (bitmap as in ``skerry_modules.chunks``); empty: has all, stop.
 
-    Sent again while chunks arrive, so that the hub can pace itself by what receivers report.
+    Sent again while chunks arrive, so that the hub can pace itself by what receivers report. ``alone``: the device
+    takes chunks as :class:`Gap` too.
     """
 
     v: int = FORMAT
     digest: str
     size: int
     bitmap: bytes = b""
+    alone: bool = False
 
 
 class Piece(_Map, frozen=True, kw_only=True, omit_defaults=False):
@@ -383,6 +385,15 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
     gone: tuple[str, ...] = ()
 
 
+class Gap(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk for one device alone, on its own topic: ``data`` is framed as on the object's."""
+
+    v: int
+    digest: str
+    part: int
+    data: bytes
+
+
 class Command(_Map, frozen=True, kw_only=True, omit_defaults=False):
     """Something to do once. The device answers with a :class:`Result` that names ``id``."""
 
@@ -423,6 +434,7 @@ PLAIN: Final[dict[str, type[Any]]] = {
     "want": Want,
     "piece": Piece,
     "taken": Taken,
+    "gap": Gap,
     "desired": Signed,
     "ack": Ack,
     "command": Command,
@@ -450,6 +462,7 @@ MAX_BYTES: Final[dict[str, int]] = {
     "want": 1024 * 1024,
     "piece": 128 * 1024,
     "taken": 1024 * 1024,
+    "gap": 128 * 1024,
     "desired": 1024 * 1024,
     "ack": 4 * 1024,
     "command": 64 * 1024,

@@ -16,7 +16,7 @@ from skerry_modules.errors import InputError, PeerError
 ROOT: Final = "skerry/1"
 
 UP_KINDS: Final = ("hello", "state", "telemetry", "health", "sample", "event", "result", "want", "piece")
-DOWN_KINDS: Final = ("desired", "ack", "command", "taken")
+DOWN_KINDS: Final = ("desired", "ack", "command", "taken", "gap")
 
 _DEVICE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

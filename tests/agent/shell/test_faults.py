@@ -172,6 +172,28 @@ def test_a_sender_that_cheats_with_chunks_is_caught_by_the_object_digest(
     assert agent.scores(2.0)
 
 
+def test_chunks_that_come_for_it_alone_are_taken_and_checked_like_all(
+    hub: FakeHub, daemon: Make, tmp_path: Path
+) -> None:
+    agent = daemon(start=False)
+    hub.alone = True
+    flipped: list[int] = []
+
+    def flip(digest: str, part: int, data: bytes) -> bytes:
+        if part == 1 and not flipped:
+            flipped.append(part)
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+    hub.tamper = flip
+    hub.desire(hub.pack(module_folder(tmp_path / "m", ballast=3 * 64 * 1024)).wanted(1))
+    agent.start()
+    hub.wait_phase(1, "Healthy")
+    assert flipped == [1]
+    assert agent.scores(2.0)
+    assert not hub.events("message.unknown_topic")
+
+
 def test_a_version_whose_file_the_hub_lost_fails_with_what_to_do(hub: FakeHub, daemon: Make, tmp_path: Path) -> None:
     agent = daemon()
     good = hub.pack(module_folder(tmp_path / "m"))

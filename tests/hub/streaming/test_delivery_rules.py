@@ -25,6 +25,7 @@ class SimDevice:
     drop: float = 0.0
     silent: bool = False
     report_every: int = 4
+    alone: bool = True
     held: set[int] = field(default_factory=set)
     queue: list[int] = field(default_factory=list)
     credit: float = 0.0
@@ -70,7 +71,8 @@ def simulate(
                 continue
             device.step(dt, dice)
             if device.wants_to_report(now):
-                planner.want(device.name, DIGEST, total * chunks.CHUNK_BYTES, device.bitmap(), now)
+                size = total * chunks.CHUNK_BYTES
+                planner.want(device.name, DIGEST, size, device.bitmap(), now, alone=device.alone)
                 device.reported_at, device.unreported = now, 0
                 if len(device.held) == total:
                     device.done_at = now
@@ -80,6 +82,9 @@ def simulate(
                 break
             for decision in decisions:
                 listening = [d for d in devices if now >= d.joins_at and d.done_at is None]
+                if decision.device:
+                    listening = [d for d in listening if d.name == decision.device]
+                    assert listening[0].alone, "sent where it is not heard"
                 if not any(d.drop for d in devices):  # where chunks are lost the hub can only judge by reports
                     assert any(decision.part not in d.held for d in listening), "published what everybody has"
                 published.append(decision.part)
@@ -102,6 +107,59 @@ def test_a_late_joiner_costs_only_what_it_missed() -> None:
     assert late.done_at is not None
     # What was published before it came: what the link took in that second, and a window in flight.
     assert 1000 < len(published) <= 1000 + 100 + DeliverySettings().window_max_chunks
+
+
+def test_what_one_device_lost_does_not_load_the_links_of_others() -> None:
+    """Where none hears what is for it alone, it is sent to all, as before."""
+
+    def beside(*, alone: bool) -> float:
+        devices = [SimDevice(f"d{i}", 300, rate=50, drop=0.05, alone=alone) for i in range(10)]
+        simulate(devices, 300)
+        return sum(device.received for device in devices) - 10 * 300 / 0.95
+
+    assert beside(alone=True) < beside(alone=False) / 4
+
+
+def test_a_gap_of_many_is_filled_once_for_all() -> None:
+    planner, size = Planner(), 10 * chunks.CHUNK_BYTES
+    names = [f"d{number}" for number in range(20)]
+    few = DeliverySettings().alone_devices
+
+    def said(lacking: dict[str, list[int]], now: float) -> list[tuple[str, int]]:
+        for name, parts in lacking.items():
+            planner.want(name, DIGEST, size, chunks.encode_bitmap(parts, 10), now, alone=True)
+        return sorted((publish.device, publish.part) for publish in planner.plan(now + 1))
+
+    assert said({name: list(range(10)) for name in names}, 0.0) == [("", part) for part in range(10)]
+    for name in names:
+        planner.reconnected(name, 2.0)
+    # Two lack the first chunk, one more than a few the second, all the last one.
+    lacking = {name: [9] for name in names}
+    for name in names[: few + 1]:
+        lacking[name] = [1, 9]
+    for name in names[:2]:
+        lacking[name] = [0, 1, 9]
+    assert said(lacking, 3.0) == [("", 1), ("", 9), ("d0", 0), ("d1", 0)]
+    assert planner.plan(5.0) == []
+
+
+def test_a_gap_that_was_sent_alone_and_lost_is_sent_again() -> None:
+    planner, size = Planner(), 30 * chunks.CHUNK_BYTES
+    for name in ("one", "two"):
+        planner.want(name, DIGEST, size, chunks.encode_bitmap(range(30), 30), 0.0, alone=True)
+    assert len(planner.plan(1.0)) == 30
+    # All but the first chunk has come to "one", nothing yet to "two".
+    planner.want("one", DIGEST, size, chunks.encode_bitmap([0], 30), 2.0, alone=True)
+    (gap,) = planner.plan(3.0)
+    assert (gap.device, gap.part) == ("one", 0)
+    planner.unpublished(gap, 3.0)
+    (gap,) = planner.plan(4.0)
+    assert (gap.device, gap.part) == ("one", 0)
+    planner.want("one", DIGEST, size, chunks.encode_bitmap([0], 30), 6.0, alone=True)
+    assert planner.plan(7.0) == []  # it flies
+    planner.want("one", DIGEST, size, chunks.encode_bitmap([0], 30), 4.0 + DeliverySettings().resend_s, alone=True)
+    (gap,) = planner.plan(20.0)
+    assert (gap.device, gap.part) == ("one", 0)
 
 
 def test_a_silent_device_holds_the_others_for_no_longer_than_the_setting() -> None:
@@ -197,17 +255,18 @@ def test_a_silent_device_is_forgotten() -> None:
             st.sampled_from([0.0, 0.0, 0.05, 0.4]),
             st.integers(1, 20),
             st.booleans(),
+            st.booleans(),
         ),
         min_size=1,
         max_size=6,
     ),
 )
 def test_whatever_the_links_do_every_device_that_speaks_ends_complete(
-    seed: int, total: int, shapes: list[tuple[float, float, float, int, bool]]
+    seed: int, total: int, shapes: list[tuple[float, float, float, int, bool, bool]]
 ) -> None:
     devices = [
-        SimDevice(f"d{i}", total, rate=rate, joins_at=joins, drop=drop, report_every=every, silent=silent and i > 0)
-        for i, (rate, joins, drop, every, silent) in enumerate(shapes)
+        SimDevice(f"d{i}", total, rate, joins, drop, silent=silent and i > 0, report_every=every, alone=alone)
+        for i, (rate, joins, drop, every, silent, alone) in enumerate(shapes)
     ]
     published = simulate(devices, total, seed=seed)
     assert all(device.done_at is not None for device in devices if not device.silent)

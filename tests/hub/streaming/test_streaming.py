@@ -285,6 +285,39 @@ def test_only_desired_objects_are_delivered(database_world: World, eventually: W
     assert {topics.parse(topic).digest for topic, _ in device.got if "/c/" in topic} == {mine}
 
 
+def test_what_one_device_lost_comes_to_it_alone(broker_world: World, eventually: Wait) -> None:
+    data = bytes(3 * chunks.CHUNK_BYTES)
+    _, (digest,) = broker_world.model("m", data)
+    one, two = (broker_world.device(name) for name in ("dev-1", "dev-2"))
+    for device in (one, two):
+        broker_world.assign(device.name, "m")
+        device.client.subscribe(topics.chunks_of(digest), 1)
+
+    def want(device: PahoDevice, *parts: int) -> None:
+        said = messages.Want(digest=digest, size=len(data), bitmap=chunks.encode_bitmap(parts, 3), alone=True)
+        device.client.publish(topics.up(device.name, "want"), messages.encode(said), 1)
+
+    def shared(device: PahoDevice) -> list[int]:
+        return sorted(
+            topics.parse(topic).part for topic, _ in list(device.got) if topic.startswith(f"{topics.ROOT}/c/")
+        )
+
+    for device in (one, two):
+        want(device, 0, 1, 2)
+    eventually(lambda: shared(one) == shared(two) == [0, 1, 2], what="all chunks, for both")
+    one.hello()
+    want(one, 1)
+    eventually(lambda: one.payloads("gap"), what="the chunk for one device alone")
+    (gap,) = one.payloads("gap")
+    assert (gap.digest, gap.part, bytes(chunks.unframe(gap.data))) == (digest, 1, bytes(chunks.CHUNK_BYTES))
+    two.hello()
+    want(two, 0)
+    eventually(lambda: two.payloads("gap"), what="the other's")
+    assert (shared(one), shared(two)) == ([0, 1, 2], [0, 1, 2])
+    assert len(one.payloads("gap")) == 1
+    assert broker_world.streaming.delivery.counters.alone == 2
+
+
 def _ask(device: PahoDevice, *objects: tuple[str, int]) -> None:
     for digest, size in objects:
         device.client.subscribe(topics.chunks_of(digest), 1)

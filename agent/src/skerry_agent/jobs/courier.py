@@ -165,7 +165,7 @@ class Courier:
                 case fx.Unsubscribe():
                     self._hub.unsubscribe_chunks(digest)
                 case fx.SendWant(_, _, bitmap):
-                    self._hub.send_want(messages.Want(digest=digest, size=size, bitmap=bitmap))
+                    self._hub.send_want(messages.Want(digest=digest, size=size, bitmap=bitmap, alone=True))
         except SkerryError as error:
             return download.failed(type(effect).__name__, error.code, error.message, time.monotonic())
         return []

@@ -12,6 +12,8 @@ How it works:
   published in the ``recent_s`` before its first want is presumed to be on its way to it: devices told at the same time
   share one publication although their first wants are spread. A chunk that was published before goes out again only
   after those never published.
+* What was published before and few devices still need goes to each of them alone, on its own topic, where they can hear
+  that: on the object's topic it would load the links of all others that are still listening.
 * Each device has a window of flying chunks that follows the rate at which it reports; it bounds what a broker queues
   for it. The devices that keep up set the pace. One that blocks the others for ``hold_s`` is *left behind*: it no
   longer holds them, hears what they are sent, and gets its gaps afterwards at its own pace.
@@ -25,8 +27,9 @@ Bit sets are plain integers with chunk 0 in bit 0, as in the wire's bitmap.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -44,6 +47,7 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True):
     window_max_chunks: int = 256
     window_s: float = 1.0  # the window aims to hold what the device takes in this time
     hold_s: float = 1.0
+    alone_devices: int = 4  # at most so many are sent a chunk each for themselves; more share one on the object's topic
     reorder_chunks: int = 8
     resend_s: float = 5.0
     silent_s: float = 60.0
@@ -52,22 +56,35 @@ class DeliverySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Publish(msgspec.Struct, frozen=True):
-    """Publish chunk ``part`` of the object ``digest`` (``size`` bytes) on the object's topic, now."""
+    """Publish chunk ``part`` of the object ``digest`` (``size`` bytes), now: on the object's topic or, where it names
+    a ``device``, on that one's own."""
 
     digest: str
     size: int
     part: int
+    device: str = ""
 
 
 class _Receiver:
     """One device and one object."""
 
-    __slots__ = ("flown", "flying", "lacking", "presumed", "progress_at", "ready_at", "reported_at", "waits_since")
+    __slots__ = (
+        "alone",
+        "flown",
+        "flying",
+        "lacking",
+        "presumed",
+        "progress_at",
+        "ready_at",
+        "reported_at",
+        "waits_since",
+    )
 
     def __init__(self, lacking: int, now: float, ready_at: float) -> None:
         self.lacking = lacking
         self.flying = 0
         self.flown: dict[int, int] = {}  # part -> the publication since which it flies
+        self.alone: dict[int, int] = {}  # part -> its latest publication for this device alone
         self.presumed = 0  # of what flies: published before the first want
         self.ready_at = ready_at
         self.reported_at = now
@@ -78,10 +95,21 @@ class _Receiver:
     def needs(self) -> int:
         return self.lacking & ~self.flying
 
+    def fly(self, parts: int, numbers: Mapping[int, int], now: float) -> None:
+        """These were published just now, as these publications."""
+        if parts and not self.flying:
+            self.progress_at = now
+            if self.waits_since is None:
+                self.waits_since = now
+        for part in _bits(parts & ~self.flying):
+            self.flown[part] = numbers[part]
+        self.flying |= parts
+
     def land(self, flying: int) -> None:
         """Only ``flying`` is still on its way."""
         for part in _bits(self.flying & ~flying):
             del self.flown[part]
+            self.alone.pop(part, None)
         self.flying &= flying
         self.presumed &= flying
 
@@ -103,10 +131,11 @@ class _Transfer:
 class _Device:
     """The pace of one device, over all objects it wants."""
 
-    __slots__ = ("arrivals", "blocked_since", "interval", "left_behind", "newest", "progress_at", "window")
+    __slots__ = ("alone", "arrivals", "blocked_since", "interval", "left_behind", "newest", "progress_at", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
+        self.alone = False  # whether it hears chunks on its own topic
         self.blocked_since: float | None = None
         self.left_behind = False
         self.arrivals: list[tuple[float, int]] = []
@@ -137,8 +166,9 @@ class Planner:
 
     # -- what devices say -------------------------------------------------------------------------------------------
 
-    def want(self, device: str, digest: str, size: int, bitmap: bytes, now: float) -> None:
-        """Take a device's snapshot of what it lacks. An empty bitmap, or one of zeros: it has all."""
+    def want(self, device: str, digest: str, size: int, bitmap: bytes, now: float, *, alone: bool = False) -> None:
+        """Take a device's snapshot of what it lacks. An empty bitmap, or one of zeros: it has all. ``alone``: it hears
+        chunks on its own topic too."""
         total = chunks.count(size)
         lacking = int.from_bytes(bitmap, "little") & ((1 << total) - 1)
         if lacking == 0:
@@ -146,6 +176,7 @@ class Planner:
             return
         transfer = self._transfers.setdefault(digest, _Transfer(digest, size))
         pace = self._pace_of(device)
+        pace.alone = alone
         receiver = transfer.receivers.get(device)
         if receiver is None:
             transfer.receivers[device] = joined = _Receiver(lacking, now, now + self.settings.gather_s)
@@ -190,9 +221,10 @@ class Planner:
         transfer = self._transfers.get(publish.digest)
         if transfer is None:
             return
-        for receiver in transfer.receivers.values():
-            receiver.land(receiver.flying & ~(1 << publish.part))
-            receiver.ready_at = max(receiver.ready_at, now + self.settings.gather_s)
+        for device, receiver in transfer.receivers.items():
+            if publish.device in ("", device):
+                receiver.land(receiver.flying & ~(1 << publish.part))
+                receiver.ready_at = max(receiver.ready_at, now + self.settings.gather_s)
 
     def abandon(self, digest: str, now: float) -> list[str]:
         """The object cannot be read: forget all that was wanted of it. Returns who wanted it."""
@@ -249,7 +281,8 @@ class Planner:
         horizon = pace.newest - self.settings.reorder_chunks
         if not waiting or horizon <= 0:
             return 0
-        return sum(1 << part for part in _bits(waiting) if transfer.log[part] < horizon)
+        latest = ((part, max(transfer.log[part], receiver.alone.get(part, 0))) for part in _bits(waiting))
+        return sum(1 << part for part, number in latest if number < horizon)
 
     def _follow(self, pace: _Device, arrived: int, now: float) -> None:
         """Let the window follow the rate at which chunks arrive, at most doubling, at most halving per report."""
@@ -344,13 +377,43 @@ class Planner:
             for device, room in rooms.items()
             if not self._devices[device].left_behind and transfer.receivers[device].lacking & wanted
         ]
-        count = min(limit, min(pacing) if pacing else max(rooms.values()))
-        if count <= 0:
-            return []
-        parts = _first(wanted & ~transfer.published, count)
-        parts += _first(wanted & transfer.published, count - len(parts))
+        room = max(0, min(limit, min(pacing) if pacing else max(rooms.values())))
+        fresh = wanted & ~transfer.published
+        parts = _first(fresh, room)
+        if fresh.bit_count() > len(parts):
+            self._published(transfer, parts, now)
+            return [Publish(transfer.digest, transfer.size, part) for part in parts]
+        out, shared = self._alone(transfer, wanted & transfer.published, rooms, limit - len(parts), now)
+        parts += _first(shared, min(room, limit - len(out)) - len(parts))
         self._published(transfer, parts, now)
-        return [Publish(transfer.digest, transfer.size, part) for part in parts]
+        # In the order of their numbers: what arrives out of it counts as lost.
+        return [*out, *(Publish(transfer.digest, transfer.size, part) for part in parts)]
+
+    def _alone(
+        self, transfer: _Transfer, again: int, rooms: dict[str, int], limit: int, now: float
+    ) -> tuple[list[Publish], int]:
+        """Of what was published before: what goes to single devices, and the parts that are better shared."""
+        out: list[Publish] = []
+        shared = 0
+        # Shared, it takes one of the hub's publications and a chunk of each listener's link; alone, both of each taker.
+        most = min(self.settings.alone_devices, len(transfer.receivers) // 2)
+        for part in _first(again, limit):
+            bit = 1 << part
+            needing = (device for device, receiver in transfer.receivers.items() if receiver.needs & bit)
+            takers = list(itertools.islice(needing, most + 1))
+            if len(takers) > most or not all(self._devices[device].alone for device in takers):
+                shared |= bit
+                continue
+            for device in takers:
+                receiver = transfer.receivers[device]
+                if rooms[device] <= 0 or receiver.ready_at > now or len(out) >= limit:
+                    continue
+                rooms[device] -= 1
+                self._publications += 1
+                receiver.fly(bit, {part: self._publications}, now)
+                receiver.alone[part] = self._publications
+                out.append(Publish(transfer.digest, transfer.size, part, device))
+        return out, shared
 
     def _published(self, transfer: _Transfer, parts: list[int], now: float) -> None:
         mask = 0
@@ -361,14 +424,7 @@ class Planner:
             mask |= 1 << part
         transfer.published |= mask
         for receiver in transfer.receivers.values():
-            flies = receiver.lacking & mask
-            if flies and not receiver.flying:
-                receiver.progress_at = now
-                if receiver.waits_since is None:
-                    receiver.waits_since = now
-            for part in _bits(flies & ~receiver.flying):
-                receiver.flown[part] = transfer.log[part]
-            receiver.flying |= flies
+            receiver.fly(receiver.lacking & mask, transfer.log, now)
 
 
 def _bits(value: int) -> Iterator[int]:

@@ -250,7 +250,8 @@ class Device(Teller):
                 self.saved = state
             case fx.SendWant(digest, size, bitmap):
                 self.world.truth.wanted(self, digest, list(chunks.decode_bitmap(bitmap, chunks.count(size))))
-                self.world.network.up(self.id, "want", messages.encode(Want(digest=digest, size=size, bitmap=bitmap)))
+                want = Want(digest=digest, size=size, bitmap=bitmap, alone=True)
+                self.world.network.up(self.id, "want", messages.encode(want))
             case fx.StoreChunk(digest, part, _, data):
                 self._store(digest, part, bytes(data))
             case fx.ListParts(digest):

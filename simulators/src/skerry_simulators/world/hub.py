@@ -125,7 +125,8 @@ class Hub:
         elif isinstance(message, Want) and message.bitmap and message.digest not in self._world.objects:
             self._world.network.down(device, "ack", messages.encode(Ack(1, b"", {}, gone=(message.digest,))))
         elif isinstance(message, Want):
-            self._planner.want(device, message.digest, message.size, message.bitmap, self._world.clock.now)
+            now = self._world.clock.now
+            self._planner.want(device, message.digest, message.size, message.bitmap, now, alone=message.alone)
             self._plan()
         else:
             self._buffer.append((device, message))
@@ -181,7 +182,7 @@ class Hub:
             for publish in batch:
                 data = self._world.objects.get(publish.digest)
                 if data is not None:
-                    self._world.network.chunk(publish.digest, publish.part, data)
+                    self._world.network.chunk(publish.digest, publish.part, data, publish.device)
                     continue
                 for device in self._planner.abandon(publish.digest, now):
                     said = Ack(1, b"", {}, gone=(publish.digest,))

@@ -73,14 +73,14 @@ class Network:
     def unsubscribe(self, device: str, digest: str) -> None:
         self._subscribed.get(digest, set()).discard(device)
 
-    def chunk(self, digest: str, part: int, data: bytes) -> None:
-        """Publish one chunk to all that are subscribed."""
+    def chunk(self, digest: str, part: int, data: bytes, alone: str = "") -> None:
+        """Publish one chunk to all that are subscribed, or to one device alone."""
         key = (digest, part)
         if key not in self._frames:
             piece = data[part * chunks.CHUNK_BYTES : (part + 1) * chunks.CHUNK_BYTES]
             self._frames[key] = chunks.frame(piece)
         faults, rng = self._world.faults, self._world.rng
-        for device in sorted(self._subscribed.get(digest, ())):
+        for device in [alone] if alone else sorted(self._subscribed.get(digest, ())):
             payload = self._frames[key]
             if faults.flip and rng.random() < faults.flip:
                 damaged = bytearray(payload)
