@@ -212,6 +212,13 @@ def test_a_hang_is_answered_at_its_deadline(plane: Running, module: Module, clie
     assert client.ask(0).status == 200
 
 
+def test_a_worker_that_stands_still_is_ended(plane: Running, module: Module, client: Client) -> None:
+    (pid,) = plane.plane.pids()[1:]
+    os.kill(pid, signal.SIGSTOP)
+    assert client.ask(30).json["outputs"][0]["data"] == [36.0]
+    assert [one[1] for one in plane.exits] == ["hang"]
+
+
 @pytest.mark.parametrize(("what", "reason"), [(1, "signal 11"), (11, "exit 9"), (9, "memory")])
 def test_a_request_that_kills_two_workers_is_quarantined(
     plane: Running, module: Module, client: Client, what: int, reason: str

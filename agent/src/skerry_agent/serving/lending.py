@@ -203,22 +203,28 @@ class Lender:
     # -- watching
 
     def _look(self) -> None:
-        now, pages = time.monotonic(), self._ledger
+        now, pages, limit = time.monotonic(), self._ledger, self._version.manifest.resources.request_timeout_s
         assert pages is not None
-        limit = self._version.manifest.resources.request_timeout_s
-        state, since = pages.words[ledger.STATE], pages.words[ledger.SINCE]
+        state, since, done = (pages.words[place] for place in (ledger.STATE, ledger.SINCE, ledger.DONE))
+        if done != self._last[0]:
+            self._last = (done, now)
+        quiet = now - self._last[1]
         wait = min(LOOK_S, limit)
-        if lending.is_hanging(int(state), since, now, limit):
+        if lending.is_hanging(int(state), since, now, limit) or (quiet >= limit and self._is_awaited(int(state))):
             self._version.kill("hang")
         elif state == lending.SCORING:
             wait = min(wait, max(since + limit - now, 0.005))
-        else:
-            done = pages.words[ledger.DONE]
-            if done != self._last[0]:
-                self._last = (done, now)
-            elif now - self._last[1] > QUIET_S:
-                self.recall()
+        elif quiet > QUIET_S:
+            self.recall()
         self._timer = asyncio.get_running_loop().call_later(wait, self._look)
+
+    def _is_awaited(self, state: int) -> bool:
+        """Whether somebody waits for a worker that does not score: it has stopped, or is never given time."""
+        if state == lending.SCORING or self._sock is None:
+            return False
+        with contextlib.suppress(OSError):
+            return self._recalled or tallies.unread(self._sock) > 0
+        return True
 
     def collect(self) -> None:
         """Count what was answered since the last time."""
