@@ -1,15 +1,11 @@
 """Devices: registered with a profile, tags and a broker password of their own; found by tag query; removed.
 
-The password is shown once, inside the device's configuration; the hub keeps only its PBKDF2 hash, in the form that
-Mosquitto's password files have. Not handled here: what a device should run (:mod:`skerry_hub.desired`), what it
-reported (:mod:`skerry_hub.ingest`).
+The password is shown once, inside the device's configuration; the hub keeps its hash (:mod:`skerry_hub.passwords`).
+Not handled here: what a device should run (:mod:`skerry_hub.desired`), what it reported (:mod:`skerry_hub.ingest`).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -18,7 +14,7 @@ import msgspec
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from skerry_hub import audit, queries, scheduling
+from skerry_hub import audit, passwords, queries, scheduling
 from skerry_hub.broker import parse_url
 from skerry_hub.db import add_missing, chunked
 from skerry_hub.queries import TagQuery
@@ -40,11 +36,7 @@ from skerry_modules import profiles, topics
 from skerry_modules.compatibility import Obstacle
 from skerry_modules.errors import InputError
 
-# The broker checks a password at each connect, and a fleet reconnects at once: 101 rounds as Mosquitto's own default.
-# Stretching guards weak passwords; these hold 192 random bits.
-PASSWORD_ROUNDS: Final = 101
 PASSWORD_BYTES: Final = 24
-_SALT_BYTES: Final = 12
 
 
 def register(
@@ -66,7 +58,7 @@ def register(
     profiles.get(profile)
     checked = queries.check_tags(tags, reserved=queries.BUILT_IN)
     password = secrets.token_urlsafe(PASSWORD_BYTES)
-    row = Device(id=device, profile=profile, secret=hash_password(password), description=description, created_at=now)
+    row = Device(id=device, profile=profile, secret=passwords.hashed(password), description=description, created_at=now)
     if not add_missing(session, Device, **row.model_dump()):
         raise InputError(
             "device.exists", f"cannot register the device {device!r}: it exists; choose another id, or remove it first"
@@ -84,7 +76,7 @@ def renew_password(session: Session, device: str, *, actor: str, now: int) -> st
     """
     row = locked(session, device)
     password = secrets.token_urlsafe(PASSWORD_BYTES)
-    row.secret = hash_password(password)
+    row.secret = passwords.hashed(password)
     session.add(row)
     audit.record(session, actor=actor, action="device.renew_password", subject=device, now=now)
     return password
@@ -238,24 +230,6 @@ def compatibility_of(session: Session, device: str, version: ModelVersion) -> li
 
 def _unknown(device: str) -> InputError:
     return InputError("device.unknown", f"cannot find the device {device!r}: see `skerry devices list`")
-
-
-def hash_password(password: str, *, salt: bytes | None = None, rounds: int = PASSWORD_ROUNDS) -> str:
-    """``$7$rounds$salt$hash``: PBKDF2-HMAC-SHA512 as ``mosquitto_passwd`` writes it (salt and hash in base64)."""
-    salt = secrets.token_bytes(_SALT_BYTES) if salt is None else salt
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds)
-    return f"$7${rounds}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-
-
-def check_password(password: str, hashed: str) -> bool:
-    """Whether a password is the one that was hashed."""
-    try:
-        _, kind, rounds, salt, _ = hashed.split("$")
-    except ValueError:
-        return False
-    return kind == "7" and hmac.compare_digest(
-        hashed, hash_password(password, salt=base64.b64decode(salt), rounds=int(rounds))
-    )
 
 
 def config_text(device: Device, password: str, *, broker: str, hub_key: str, publishers: Sequence[str]) -> str:

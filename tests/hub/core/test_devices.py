@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import Session, select
 
-from skerry_hub import desired, devices, queries
+from skerry_hub import desired, devices, passwords, queries
 from skerry_hub.db import Database
 from skerry_hub.rules.rollout import DeviceStep, RolloutState
 from skerry_hub.tables import Assignment, Device, EventRow, Model, ModelVersion, Rollout, RolloutDevice
@@ -131,10 +131,10 @@ def test_what_cannot_be_registered_is_said(sqlite: Database, wrong: dict[str, ob
 
 @given(st.text(min_size=1, max_size=40))
 def test_a_password_fits_its_own_hash_only(password: str) -> None:
-    hashed = devices.hash_password(password)
-    assert devices.check_password(password, hashed)
-    assert not devices.check_password(password + "x", hashed)
-    assert not devices.check_password(password, "nonsense")
+    hashed = passwords.hashed(password)
+    assert passwords.is_right(password, hashed)
+    assert not passwords.is_right(password + "x", hashed)
+    assert not passwords.is_right(password, "nonsense")
 
 
 def test_a_hash_that_mosquitto_wrote_is_read(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_a_hash_that_mosquitto_wrote_is_read(tmp_path: Path) -> None:
     subprocess.run([program, "-b", str(path), "gate-1", "open sesame"], check=True, capture_output=True)
     name, _, hashed = path.read_text().strip().partition(":")
     assert name == "gate-1"
-    assert devices.check_password("open sesame", hashed)
-    kind, ours = hashed.split("$")[1], devices.hash_password("open sesame").split("$")
+    assert passwords.is_right("open sesame", hashed)
+    kind, ours = hashed.split("$")[1], passwords.hashed("open sesame").split("$")
     assert (kind, len(ours)) == ("7", 5)
     theirs = hashed.split("$")
     assert [len(part) for part in ours[2:]] == [len(part) for part in theirs[2:]], "rounds, salt, hash: the same shape"
@@ -175,7 +175,7 @@ def test_the_configuration_is_toml_with_all_that_the_agent_needs(sqlite: Databas
     }
     assert config["serving"]["http"] == "127.0.0.1:8090"
     assert password not in stored
-    assert devices.check_password(password, stored)
+    assert passwords.is_right(password, stored)
 
 
 def test_a_new_password_ends_the_old_one(sqlite: Database) -> None:
@@ -183,8 +183,8 @@ def test_a_new_password_ends_the_old_one(sqlite: Database) -> None:
         old = a_device(session)
         new = devices.renew_password(session, "gate-1", actor="alice", now=2)
         hashed = devices.credentials(session)["gate-1"]
-    assert devices.check_password(new, hashed)
-    assert not devices.check_password(old, hashed)
+    assert passwords.is_right(new, hashed)
+    assert not passwords.is_right(old, hashed)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
+from skerry_hub import passwords
 from skerry_hub.broker import rights
-from skerry_hub.devices import check_password
 from skerry_modules import topics
 from skerry_modules.messages import MAX_BYTES
 
@@ -67,7 +67,7 @@ class Gate(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
         self.reload()
         user = session.username or ""
         hashed = self.users.get(user, "")
-        allowed = bool(hashed) and session.client_id == user and check_password(session.password or "", hashed)
+        allowed = bool(hashed) and session.client_id == user and passwords.is_right(session.password or "", hashed)
         if allowed and session.will_flag:
             allowed = user == rights.HUB_USER or session.will_topic == topics.presence(user)
         return allowed

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from skerry_hub import broker as brokers
+from skerry_hub import passwords
 from skerry_hub.broker.child import Child, check_port, free_port
-from skerry_hub.devices import hash_password
 
 
 class ManagedBroker(abc.ABC):
@@ -20,7 +20,7 @@ class ManagedBroker(abc.ABC):
     def __init__(self, *, folder: Path, host: str = "127.0.0.1", port: int = 0, public_url: str = "") -> None:
         self.username = brokers.HUB_USER
         self.password = brokers.new_password()
-        self._own_hash = hash_password(self.password)  # one salt for good: a new one would put the hub out
+        self._own_hash = passwords.hashed(self.password)  # one salt for good: a new one would put the hub out
         self._folder, self._host, self._port = folder, host, port
         self._public_url = public_url
         self._credentials: dict[str, str] = {}
