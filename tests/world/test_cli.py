@@ -1,3 +1,5 @@
+"""The world's command: one seed told, many run, a broken one named so that it can be seen again."""
+
 from __future__ import annotations
 
 import json

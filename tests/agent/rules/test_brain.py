@@ -1,3 +1,5 @@
+"""The agent's brain as a whole: documents in, effects out, through restarts, lost state and full disks."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Downloads by chunk: nothing asked for twice without need, nothing kept that does not prove itself."""
+
 from __future__ import annotations
 
 import hashlib

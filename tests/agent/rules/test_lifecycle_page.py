@@ -1,3 +1,5 @@
+"""The page of the lifecycle is drawn from its table."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""What the spool keeps, sends and forgets: bounded, in order, each record once through any loss."""
+
 from __future__ import annotations
 
 import random
