@@ -29,11 +29,12 @@ IMPURE = {
     "psutil", "select", "selectors", "shutil", "signal", "socket", "sqlalchemy", "sqlite3", "sqlmodel",
     "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
-PURE_MODULES = ("chunks", "compatibility", "histogram", "measurement", "messages")
+PURE_MODULES = ("chunks", "compatibility", "histogram", "measurement")
 PURE = [
     *sorted((SOURCES["skerry_agent"] / "rules").glob("*.py")),
     *sorted((SOURCES["skerry_hub"] / "rules").glob("*.py")),
     *(SOURCES["skerry_modules"] / f"{name}.py" for name in PURE_MODULES),
+    *sorted((SOURCES["skerry_modules"] / "messages").glob("*.py")),
 ]  # fmt: skip
 # The device stays light: none of these may be imported there, not even late.
 HEAVY = {
