@@ -89,11 +89,33 @@ BATCH = SOURCES["skerry_agent"] / "batch"
 MAY_BE_HEAVY = {BATCH / "parquet.py": {"pyarrow"}}
 
 
-def test_only_its_command_imports_the_batch() -> None:
+# Commands and programs that load it: the daemon starts the second as a process, and imports neither.
+BATCH_PROGRAMS = {"skerry_agent.cli", "skerry_agent.jobs.scoring"}
+
+
+def named(path: Path) -> set[str]:
+    """Dotted names that a file may import, at whatever depth: ``from a.b import c`` may be ``a.b`` or ``a.b.c``."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_only_programs_of_their_own_import_the_batch() -> None:
     for source in SOURCES.values():
         for path in source.rglob("*.py"):
-            if BATCH not in path.parents and path != SOURCES["skerry_agent"] / "cli.py":
-                assert "skerry_agent.batch" not in path.read_text(), f"{path.relative_to(ROOT)} uses skerry_agent.batch"
+            own = ".".join(path.relative_to(source.parent).with_suffix("").parts)
+            if BATCH in path.parents or own in BATCH_PROGRAMS:
+                continue
+            loads = {
+                name
+                for name in named(path)
+                if name == "skerry_agent.batch" or name.startswith("skerry_agent.batch.") or name in BATCH_PROGRAMS
+            }
+            assert not loads, f"{path.relative_to(ROOT)} loads {', '.join(sorted(loads))}"
 
 
 def test_the_agent_stays_light() -> None:
