@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from skerry.client import Client
 from skerry.types import EndpointState
-from skerry_agent import control
-from skerry_modules import package, trust
-from skerry_modules.errors import SkerryError
-from support.processes import stop, wait_until
+from support.processes import wait_until
+from support.site import Site
 
 pytestmark = pytest.mark.mosquitto
+
+DEVICE = "dev-1"
 
 SCRIPT = """
 count = 0
@@ -57,57 +52,10 @@ shape = [-1, 2]
 """
 
 
-class Site:
-    """A hub and one device, in processes of their own."""
+class Front(Site):
+    """One device whose module doubles, and the endpoint ``front`` on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = ""
-        self.client: Client
-        self.key = trust.SigningKey.generate("publisher")
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Site]:
-        serve = [sys.executable, "-m", "skerry_hub.cli", "serve", "--data", str(self.folder / "hub"), "--port", "0"]
-        log = self.folder / "hub.log"
-        with log.open("wb") as said:
-            hub = subprocess.Popen([*serve, "--broker-port", "0"], stdout=said, stderr=said)
-        try:
-            wait_until(lambda: hub.poll() is not None or self._find(log), what="the hub to serve", seconds=60)
-            assert hub.poll() is None, log.read_text()
-            with Client(self.url) as self.client, self._agent():
-                yield self
-        finally:
-            stop(hub)
-
-    def _find(self, log: Path) -> bool:
-        found = re.search(r"^Console\s+(\S+)$", log.read_text(), re.MULTILINE)
-        self.url = found[1] if found else ""
-        return bool(found)
-
-    @contextlib.contextmanager
-    def _agent(self) -> Iterator[None]:
-        wait_until(lambda: self.client.status().broker_connected, what="the hub's broker")
-        self.client.trust_key(self.key.public.text())
-        made = self.client.add_device("dev-1", profile="generic-x86_64", tags={"site": "lab"})
-        (self.folder / "agent.toml").write_text(made.config)
-        state = self.folder / "state"
-        chosen = [f"state.folder={state}", "serving.http=127.0.0.1:0", "reporting.telemetry_s=1"]
-        sets = [part for one in chosen for part in ("--set", one)]
-        run = [sys.executable, "-m", "skerry_agent.cli", "run", "--config", str(self.folder / "agent.toml"), *sets]
-        with (self.folder / "agent.log").open("wb") as said:
-            agent = subprocess.Popen(run, stdout=said, stderr=said)
-        try:
-            wait_until(lambda: self._scoring(state), what="the agent", seconds=60)
-            yield
-        finally:
-            stop(agent)
-
-    def _scoring(self, state: Path) -> bool:
-        with contextlib.suppress(SkerryError):
-            self.scoring = control.ask(state, "status")["scoring"].split(",")[0]
-            return bool(self.client.device("dev-1").online)
-        return False
+    AGENT = ("reporting.telemetry_s=1",)
 
     def register(self, name: str, *, add: float = 0.0, every: int = 0) -> int:
         folder = self.folder / name
@@ -116,22 +64,22 @@ class Site:
         (folder / "module.toml").write_text(MANIFEST.format(name=name))
         rows = np.arange(8, dtype=np.float32).reshape(4, 2)
         np.savez(folder / "golden.npz", **{"input.x": rows, "output.y": rows * 2 + add})
-        packed = package.write_package(folder, self.folder / f"{name}.skerry", self.key)
-        return self.client.register(packed.path).version
+        return self.publish(folder)
 
-    def skerry(self, *arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "skerry.cli.app", "--url", self.url, *arguments]
-        ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=100)
-        assert ended.returncode == code, ended.stderr
+    def told(self, *arguments: str, code: int = 0) -> str:
+        """What the command line says, on both its streams."""
+        ended = self.skerry(*arguments, code=code)
         return ended.stdout + ended.stderr
+
+    @functools.cached_property
+    def address(self) -> str:
+        return f"{self.scoring(DEVICE)}/v2/models/front/infer"
 
     def ask(self, key: str = "") -> tuple[int, str]:
         """(status, version that answered)."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
         headers = {"X-Skerry-Key": key} if key else {}
-        request = urllib.request.Request(
-            f"{self.scoring}/v2/models/front/infer", json.dumps({"inputs": [tensor]}).encode(), headers
-        )
+        request = urllib.request.Request(self.address, json.dumps({"inputs": [tensor]}).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, json.load(answer)["model_version"]
@@ -144,15 +92,15 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with Site(tmp_path_factory.mktemp("s")).running() as made:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with Front(tmp_path_factory.mktemp("s")).running(DEVICE) as made:
         yield made
 
 
 class Clients:
     """Requests, one after the other, until it is left."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Front) -> None:
         self._site = site
         self.answers: list[tuple[int, str]] = []
         self._over = threading.Event()
@@ -175,14 +123,14 @@ class Clients:
         return {version for _, version in self.answers[-last:]} if len(self.answers) >= last else set()
 
 
-def test_a_split_a_shadow_a_version_that_errs_and_the_way_back(site: Site) -> None:
+def test_a_split_a_shadow_a_version_that_errs_and_the_way_back(site: Front) -> None:
     one, two, three = (site.register(name, add=add) for name, add in (("one", 0), ("two", 0), ("three", 0.5)))
     bad = site.register("bad", every=3)
-    assert "dev-1" not in site.skerry("endpoints", "set", "front", "--split", f"double:{one}", "--to", "site=lab")
+    assert DEVICE not in site.told("endpoints", "set", "front", "--split", f"double:{one}", "--to", "site=lab")
     wait_until(lambda: site.ask()[0] == 200, what="the endpoint to answer", seconds=60)
 
     with Clients(site) as clients:
-        said = site.skerry(
+        said = site.told(
             "endpoints", "set", "front", "--split", f"double:{one}=60,double:{two}=40", "--shadow", f"double:{three}"
         )
         assert "on 1 device" in said
@@ -194,28 +142,28 @@ def test_a_split_a_shadow_a_version_that_errs_and_the_way_back(site: Site) -> No
         assert (found.within, found.worst) == (0, 0.5)
         kept = {site.ask("customer-7")[1] for _ in range(20)}
         assert len(kept) == 1
-        shown = site.skerry("endpoints", "show", "front")
+        shown = site.told("endpoints", "show", "front")
         assert "100.00 % of" in shown
         assert "0.00 % within" in shown
         assert "1 of 1" in shown
 
-        site.skerry("endpoints", "set", "front", "--split", f"double:{one}=50,double:{bad}=50", "--reason", "try")
+        site.told("endpoints", "set", "front", "--split", f"double:{one}=50,double:{bad}=50", "--reason", "try")
         wait_until(lambda: _told(site, bad), what="the hub to be told", seconds=60)
         wait_until(lambda: clients.versions(60) == {str(one)}, what="the bad one to be out", seconds=60)
-        assert any(event.code == "run.errors" for event in site.client.events(device="dev-1"))
+        assert any(event.code == "run.errors" for event in site.client.events(device=DEVICE))
         out = sum(answer[0] != 200 for answer in clients.answers)  # those that the bad version failed on before
 
-        site.skerry("endpoints", "back", "front")
+        site.told("endpoints", "back", "front")
         wait_until(lambda: clients.versions(60) == {str(one), str(two)}, what="the way back", seconds=60)
     by_status = Counter(status for status, _ in clients.answers)
     assert set(by_status) == {200, 500}
     assert by_status[500] == out  # none since
-    assert "in use" in site.skerry("models", "delete", f"double:{two}", "--yes", code=2)
-    site.skerry("endpoints", "delete", "front", "--yes")
+    assert "in use" in site.told("models", "delete", f"double:{two}", "--yes", code=2)
+    site.told("endpoints", "delete", "front", "--yes")
     wait_until(lambda: site.ask()[0] in (404, 503), what="the endpoint to go")
-    wait_until(lambda: not site.client.device_modules("dev-1").reported, what="its versions to go", seconds=60)
+    wait_until(lambda: not site.client.device_modules(DEVICE).reported, what="its versions to go", seconds=60)
 
 
-def _told(site: Site, version: int) -> bool:
-    reported = site.client.device_modules("dev-1").reported
+def _told(site: Front, version: int) -> bool:
+    reported = site.client.device_modules(DEVICE).reported
     return any((one.version, one.phase, one.reason) == (version, "Failed", "run.errors") for one in reported)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -19,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skerry.client import Client
 from skerry.types import Plan
-from skerry_agent import control
-from skerry_modules import package, trust
 from skerry_modules.errors import SkerryError
-from support.processes import stop, wait_until
+from support.processes import wait_until
+from support.site import Site
 
 pytestmark = pytest.mark.mosquitto
+
+DEVICE = "dev-1"
 
 SCRIPT = """
 import time
@@ -63,87 +58,24 @@ def module_folder(folder: Path, *, sleep: float, held: int) -> Path:
     return folder
 
 
-class World:
-    """A hub and one device, in processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.client: Client
-        self.url = ""
-        self.agent: subprocess.Popen[bytes] | None = None
-        self.key = trust.SigningKey.generate("publisher")
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[World]:
-        serve = [sys.executable, "-m", "skerry_hub.cli", "serve", "--data", str(self.folder / "hub"), "--port", "0"]
-        log = self.folder / "hub.log"
-        with log.open("wb") as said:
-            hub = subprocess.Popen([*serve, "--broker-port", "0"], stdout=said, stderr=said)
-        try:
-            wait_until(lambda: hub.poll() is not None or self._find(log), what="the hub to serve", seconds=60)
-            assert hub.poll() is None, log.read_text()
-            with Client(self.url) as self.client:
-                wait_until(lambda: self.client.status().broker_connected, what="the hub's broker")
-                self.client.trust_key(self.key.public.text())
-                made = self.client.add_device("dev-1", profile="generic-x86_64")
-                (self.folder / "agent.toml").write_text(made.config)
-                self.start_agent()
-                try:
-                    yield self
-                finally:
-                    self.stop_agent()
-        finally:
-            stop(hub)
-
-    def _find(self, log: Path) -> bool:
-        found = re.search(r"^Console\s+(\S+)$", log.read_text(), re.MULTILINE)
-        self.url = found[1] if found else ""
-        return bool(found)
-
-    @property
-    def state(self) -> Path:
-        return self.folder / "state"
-
-    def start_agent(self) -> None:
-        chosen = ["--set", "serving.http=127.0.0.1:0", "--set", f"state.folder={self.state}"]
-        run = [sys.executable, "-m", "skerry_agent.cli", "run", "--config", str(self.folder / "agent.toml"), *chosen]
-        with (self.folder / "agent.log").open("ab") as said:
-            self.agent = subprocess.Popen(run, stdout=said, stderr=said)
-        wait_until(lambda: self.client.device("dev-1").online, what="the device to say hello")
-        wait_until(self._answers, what="the agent")
-
-    def stop_agent(self, by: int = signal.SIGTERM) -> None:
-        assert self.agent is not None
-        stop(self.agent, by=by)
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(SkerryError):
-            return bool(control.ask(self.state, "status"))
-        return False
+class World(Site):
+    """One device that serves ``double``."""
 
     def register(self, name: str, **script: Any) -> int:
-        folder = module_folder(self.folder / name, **script)
-        packed = package.write_package(folder, self.folder / f"{name}.skerry", self.key)
-        return self.client.register(packed.path).version
+        return self.publish(module_folder(self.folder / name, **script))
 
     def roll_out(self, version: int) -> None:
         self.client.start_rollout("double", version, "*", Plan(soak_s=0.1))
         wait_until(lambda: self._serves(version), what=f"version {version} to serve", seconds=60)
 
     def _serves(self, version: int) -> bool:
-        reported = self.client.device_modules("dev-1").reported
+        reported = self.client.device_modules(DEVICE).reported
         return any((one.version, one.role, one.phase) == (version, "current", "Healthy") for one in reported)
-
-    def skerry(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "skerry.cli.app", "--url", self.url, *arguments]
-        ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=100)
-        assert ended.returncode == code, ended.stderr
-        return ended
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(tmp_path_factory.mktemp("w")).running() as made:
+    with World(tmp_path_factory.mktemp("w")).running(DEVICE) as made:
         version = made.register("one", sleep=0.002, held=40_000_000)
         made.roll_out(version)
         yield made
@@ -153,8 +85,7 @@ class Traffic:
     """Requests to the device, one after the other, until it is left."""
 
     def __init__(self, world: World) -> None:
-        address = control.ask(world.state, "status")["scoring"].split(",")[0]
-        self._url = f"{address}/v2/models/double/infer"
+        self._url = f"{world.scoring(DEVICE)}/v2/models/double/infer"
         self.statuses: list[int] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -190,7 +121,7 @@ def test_a_device_measures_what_it_serves_while_it_serves(world: World) -> None:
     with Traffic(world) as traffic:
         before = len(traffic.statuses)
         said = world.skerry(
-            "modules", "profile", "double:1", "--device", "dev-1", "--batches", "1,4", "--seconds", "0.4", "--json"
+            "modules", "profile", "double:1", "--device", DEVICE, "--batches", "1,4", "--seconds", "0.4", "--json"
         )
         during = len(traffic.statuses) - before
     found = json.loads(said.stdout)
@@ -198,44 +129,44 @@ def test_a_device_measures_what_it_serves_while_it_serves(world: World) -> None:
     assert during > 20, "what serves goes on"
     assert [one["setting"]["batch"] for one in found["measurements"]] == [1, 4]
     assert all(one["p50_us"] >= 2000 for one in found["measurements"]), "it sleeps for 2 ms"
-    assert (found["device"], found["profile"], found["niceness"]) == ("dev-1", "generic-x86_64", 19)
+    assert (found["device"], found["profile"], found["niceness"]) == (DEVICE, "generic-x86_64", 19)
     assert found["memory_mb"] < 300, "less than it declares"
     assert found["memory_mb"] > 40, "and what it holds"
     assert found["recommendation"]["confirmed"]
     assert {one["golden"] for one in found["measurements"]} == {"passed"}
     stored = {one.device: one for one in world.client.profiles_of("double", 1)}
-    assert stored["dev-1"].memory_mb == found["memory_mb"]
+    assert stored[DEVICE].memory_mb == found["memory_mb"]
     listed = world.skerry("modules", "profiles", "double:1")
     assert f"{found['memory_mb']} MB" in listed.stdout
-    assert world.client.device("dev-1").online
-    assert not (world.state / "profiling").exists(), "what was compiled meanwhile is gone"
-    events = [event.code for event in world.client.events(device="dev-1")]
+    assert world.client.device(DEVICE).online
+    assert not (world.state(DEVICE) / "profiling").exists(), "what was compiled meanwhile is gone"
+    events = [event.code for event in world.client.events(device=DEVICE)]
     assert "command.done" in events
 
 
 def test_what_is_not_installed_is_refused_with_what_to_do(world: World) -> None:
     version = world.register("two", sleep=0.0, held=0)
-    said = world.skerry("modules", "profile", f"double:{version}", "--device", "dev-1", code=4)
+    said = world.skerry("modules", "profile", f"double:{version}", "--device", DEVICE, code=4)
     assert f"cannot profile double:{version} on dev-1: it is not installed there; roll it out" in said.stderr
     assert "[measure.not_installed]" in said.stderr
 
 
 def test_an_agent_that_is_killed_while_it_measures_says_so_when_it_is_back(world: World) -> None:
-    told = world.client.measure("double", 1, "dev-1", seconds=20.0, deadline_s=200.0)
+    told = world.client.measure("double", 1, DEVICE, seconds=20.0, deadline_s=200.0)
     wait_until(lambda: world.client.command(told.id).state == "running", what="the device to begin")
     with pytest.raises(SkerryError) as caught:
-        world.client.measure("double", 1, "dev-1")
+        world.client.measure("double", 1, DEVICE)
     assert caught.value.code == "command.busy"
-    world.stop_agent(signal.SIGKILL)
-    wait_until(lambda: not world.client.device("dev-1").online, what="the last will")
-    world.start_agent()
+    world.kill(DEVICE)
+    wait_until(lambda: not world.client.device(DEVICE).online, what="the last will")
+    world.start_agent(DEVICE)
     wait_until(lambda: world.client.command(told.id).ended, what="the end")
     ended = world.client.command(told.id)
     assert (ended.state, ended.code) == ("failed", "command.interrupted")
 
 
 def test_a_measurement_past_its_deadline_ends_on_the_device(world: World) -> None:
-    told = world.client.measure("double", 1, "dev-1", seconds=30.0, deadline_s=3.0)
+    told = world.client.measure("double", 1, DEVICE, seconds=30.0, deadline_s=3.0)
     wait_until(lambda: world.client.command(told.id).ended, what="the end")
     ended = world.client.command(told.id)
     assert (ended.state, ended.code) == ("failed", "command.deadline")
