@@ -95,11 +95,15 @@ class Site:
 
         def connected() -> bool:
             assert agent.poll() is None, (self.folder / f"{device}.log").read_text()
-            with contextlib.suppress(SkerryError):
-                return bool(self.status(device)["hub"]["connected"])
-            return False
+            return self.answers(device)
 
         wait_until(connected, what=f"the agent of {device}")
+
+    def answers(self, device: str) -> bool:
+        """Whether the agent answers and is connected to the broker."""
+        with contextlib.suppress(SkerryError):
+            return bool(self.status(device)["hub"]["connected"])
+        return False
 
     def status(self, device: str) -> dict[str, Any]:
         """What the agent itself says. Raises SkerryError while it does not answer."""
