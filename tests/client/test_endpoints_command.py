@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from client.conftest import serving
+from skerry.cli.app import app
 from skerry.cli.endpoints import agreement_text, parse_routes
 from skerry.types import Agreement, EndpointRoute, EndpointTraffic
+from skerry_hub.db import Database
+from skerry_hub.tables import Device, Endpoint, EndpointDevice
 from skerry_modules.errors import InputError
 
 parts = st.lists(
@@ -45,3 +53,29 @@ def test_agreement_in_words() -> None:
     found = Agreement(rows=200, agreed=199, within=150, worst=0.25, failed=1)
     said = agreement_text(EndpointTraffic(module="m", version=1, role="shadow", agreement=found))
     assert said == "99.50 % of 200 rows, 75.00 % within tolerance, largest difference 0.25; 1 failed"
+
+
+def test_of_a_large_endpoint_json_names_all_devices_and_people_are_told_of_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(*options: str) -> str:
+        done = CliRunner().invoke(app, ["endpoints", "show", "e", *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    with serving(tmp_path) as url:
+        monkeypatch.setenv("SKERRY_URL", url)
+        database = Database(f"sqlite:///{tmp_path / 'hub' / 'hub.db'}")
+        with database.session() as session:
+            session.add(Endpoint(name="e", target="*", split="[]", changed_by="t", created_at=1, changed_at=1))
+            for number in range(130):
+                name, reason = f"d{number:03}", "unschedulable.memory" if number >= 100 else ""
+                session.add(Device(id=name, profile="generic-x86_64", created_at=1))
+                session.add(EndpointDevice(endpoint="e", device=name, reason=reason, message="too small"))
+        database.close()
+        whole = json.loads(shown("--json"))
+        assert (whole["devices"], whole["unschedulable"]) == (100, 30)
+        assert [one["device"] for one in whole["members"]] == [f"d{number:03}" for number in range(130)]
+        told = shown()
+    assert told.count("cannot have it") == 20
+    assert "and 10 more" in told

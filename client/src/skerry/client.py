@@ -21,6 +21,7 @@ from skerry.types import (
     AuditEntry,
     Command,
     Device,
+    EndpointMember,
     EndpointRoute,
     EndpointState,
     Environment,
@@ -290,6 +291,11 @@ class Client(BatchCalls):
     def endpoint(self, name: str, *, window_s: int = 300) -> EndpointState:
         """One endpoint with its devices, and what its versions did in the last ``window_s`` seconds."""
         return self._get(f"endpoints/{part_of(name)}", EndpointState, window_s=window_s)
+
+    def endpoint_devices(self, name: str, *, unschedulable: bool = False) -> list[EndpointMember]:
+        """All devices that an endpoint's query matches, or those that cannot have it."""
+        path = f"endpoints/{part_of(name)}/devices"
+        return list(self._list(path, EndpointMember, unschedulable=unschedulable))
 
     def set_endpoint(
         self,

@@ -444,7 +444,7 @@ class EndpointMember(_Answer, frozen=True, kw_only=True):
 
 
 class EndpointState(_Answer, frozen=True, kw_only=True):
-    """An endpoint. ``members`` and ``traffic`` are there where one was asked for, not in lists."""
+    """An endpoint. ``traffic`` and the first ``members`` are there where one was asked for, not in lists."""
 
     name: str
     target: str

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 
 from fastapi import FastAPI
 from sqlmodel import Session
@@ -152,7 +152,9 @@ class Hub:
             self.bus,
             settings.data_folder / "batches",
             self._send_command,
-            settings=BatchSettings(lease_s=settings.batch_lease_s, days=settings.batches_days),
+            settings=BatchSettings(
+                lease_s=settings.batch_lease_s, days=settings.batches_days, hub_jobs=settings.batch_hub_jobs
+            ),
         )
 
     def _send_command(self, device: str, command: Command) -> bool:
@@ -162,6 +164,14 @@ class Hub:
         """Send devices their documents, soon; call it after the commit. A device that has none any more is cleared."""
         if self.streaming is not None:
             self.streaming.publish_desired(device_ids)
+
+    def spread_desired(self, device_ids: Collection[str]) -> None:
+        """As :meth:`publish_desired`, for a change of many devices: writes their documents where that is due."""
+        if len(device_ids) > desired.SLICE:
+            for part in desired.issue_due(self.db):
+                self.publish_desired(part)
+        else:
+            self.publish_desired(device_ids)
 
     def refresh_credentials(self) -> None:
         """Tell the broker, and the ingest, which devices there are; call it after the commit."""

@@ -108,6 +108,12 @@ def add_missing(session: Session, table: type[SQLModel], **values: Any) -> bool:
     return session.connection().execute(statement).first() is not None  # drivers disagree on the row count
 
 
+def add_all_missing(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those of the rows whose keys are not there."""
+    target = SQLModel.metadata.tables[str(table.__tablename__)]
+    session.connection().execute(_insert_of(session)(target).on_conflict_do_nothing(), rows)
+
+
 def upsert(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert whole rows, or put them in place of those with their key: one statement for all of them."""
     if not rows:

@@ -2,8 +2,9 @@
 
 A change of a device's assignments raises its revision by one and signs a new document (:mod:`skerry_hub.documents`), in
 one transaction under a lock on the device's row, so revisions are consecutive and each names one content. A change of
-many devices is made in as many statements as one of a single device. After the commit the caller calls
-``hub.publish_desired(device_ids)``; a publication that is lost is made up for when the device says hello.
+many devices is made in as many statements as one of a single device; of very many, their documents follow in slices
+(:func:`reissue_soon`). After the commit the caller calls ``hub.publish_desired(device_ids)``; a publication that is
+lost is made up for when the device says hello.
 
 ``attempt`` of a module is the revision that assigned it last: it only ever grows, so to assign the same version again
 asks a device that gave up on it to try once more, also after it was removed in between.
@@ -14,7 +15,8 @@ would refuse all that is not newer than what it has, so the next revision is alw
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,15 +24,20 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from skerry_hub import devices, documents, registry
-from skerry_hub.db import chunked, upsert
+from skerry_hub.clock import now_ms
+from skerry_hub.db import Database, add_all_missing, chunked, upsert
 from skerry_hub.devices import Place
-from skerry_hub.tables import Assignment, DesiredDocument, DeviceModule
+from skerry_hub.tables import Assignment, DesiredDocument, DeviceModule, DocumentDue
 from skerry_modules import messages
 from skerry_modules.errors import InputError
 
 SIGNER: Final = documents.SIGNER
 NEWEST_SEEN: Final = 2**30
 """The latest revision that a device is believed to have: columns hold 32 bits, and one that lies deceives itself."""
+
+
+SLICE: Final = 500
+"""Documents written in one transaction where those of more devices are due."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -172,6 +179,43 @@ def reissue_all(session: Session, asked: Collection[str], *, now: int) -> dict[s
     raised = {device: _next(places[device]) for device in asked}
     documents.issue(session, places, raised, now=now)
     return raised
+
+
+def reissue_soon(session: Session, asked: Collection[str], *, now: int) -> None:
+    """:func:`reissue_all`; for more than :data:`SLICE` devices it is only noted, and :func:`issue_due` is to be called
+    after the commit: signing for ten thousand takes most of a second, in which nobody else could write.
+
+    The note stands in the database with the wishes that it follows from: a hub that dies goes on at its next start.
+    """
+    if len(asked) <= SLICE:
+        reissue_all(session, asked, now=now)
+        return
+    for part in chunked(sorted(asked)):
+        add_all_missing(session, DocumentDue, [{"device": device} for device in part])
+
+
+def issue_due(database: Database) -> Iterator[list[str]]:
+    """Write the documents that are due, a slice per transaction, with as long a pause after each for others to write.
+
+    A document is made of the wishes as they are then; one that is issued meanwhile for another reason is due no more.
+    May be called at any time and by several at once.
+
+    Yields:
+        After each commit the devices whose documents are new.
+    """
+    due = select(col(DocumentDue.device)).order_by(col(DocumentDue.device)).limit(SLICE)
+    while True:
+        with database.read() as session:
+            if session.exec(due).first() is None:
+                return
+        began = time.monotonic()
+        with database.session() as session:
+            found = list(session.exec(due.with_for_update(skip_locked=True)))
+            reissue_all(session, found, now=now_ms())
+        if not found:
+            return  # another has the rest in hand
+        yield found
+        time.sleep(time.monotonic() - began)
 
 
 def overtake(session: Session, device: str, *, now: int) -> bool:

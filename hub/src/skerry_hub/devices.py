@@ -26,6 +26,7 @@ from skerry_hub.tables import (
     Device,
     DeviceModule,
     DeviceTag,
+    DocumentDue,
     EndpointDevice,
     ModelVersion,
     Rollout,
@@ -208,7 +209,7 @@ def remove(session: Session, device: str, *, actor: str, now: int, reason: str =
             f"wait for it, or `skerry rollouts abort {rollouts[0]}`",
             rollouts=rollouts,
         )
-    for table in (Assignment, DesiredDocument, DeviceTag, DeviceModule, EndpointDevice, StreamMark):
+    for table in (Assignment, DesiredDocument, DocumentDue, DeviceTag, DeviceModule, EndpointDevice, StreamMark):
         session.exec(delete(table).where(col(table.device) == device))
     session.delete(row)
     audit.record(session, actor=actor, action="device.remove", subject=device, now=now, reason=reason)

@@ -13,13 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import bindparam, update
+from sqlalchemy import bindparam, delete, update
 from sqlmodel import Session, SQLModel, col, select
 
 from skerry_hub.db import chunked, upsert
 from skerry_hub.devices import Place
 from skerry_hub.profiling import Measured
-from skerry_hub.tables import Assignment, DesiredDocument, Device, Endpoint, EndpointDevice, ModelVersion
+from skerry_hub.tables import (
+    Assignment,
+    DesiredDocument,
+    Device,
+    DocumentDue,
+    Endpoint,
+    EndpointDevice,
+    ModelVersion,
+)
 from skerry_modules import messages, trust
 from skerry_modules.errors import BugError
 from skerry_modules.messages import DesiredModule
@@ -77,6 +85,8 @@ def issue(session: Session, places: Mapping[str, Place], revisions: Mapping[str,
     table = SQLModel.metadata.tables["device"]
     statement = update(table).where(table.c.id == bindparam("of")).values(desired_revision=bindparam("revision"))
     session.connection().execute(statement, [{"of": one, "revision": number} for one, number in revisions.items()])
+    for part in chunked(list(revisions)):
+        session.execute(delete(DocumentDue).where(col(DocumentDue.device).in_(part)))
     forget(session, (Device, DesiredDocument), revisions)
 
 

@@ -4,8 +4,9 @@ An endpoint belongs to the devices that its query matches and that can hold all 
 decided when it is set, and again for a device that is registered or tagged anew, and is kept with the reasons of those
 that cannot. The split before the last change stays in the document, so that its versions stay loaded for the way back.
 
-A change raises each device's revision by one, in one transaction; after its commit the caller publishes the documents
-of the devices that came back. Not handled here: what devices report of it (:mod:`skerry_hub.monitoring`).
+A change is one transaction: the endpoint, who has it, and each device's document or, of very many devices, the note
+that theirs are due (``desired.reissue_soon``). After its commit the caller hands the devices that came back to
+``hub.spread_desired``. Not handled here: what devices report of it (:mod:`skerry_hub.monitoring`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import delete, insert
+from sqlalchemy import case, delete, func, insert
 from sqlmodel import Session, col, select
 
 from skerry_hub import audit, desired, devices, queries, registry, scheduling
-from skerry_hub.db import add_missing
+from skerry_hub.db import add_missing, chunked
 from skerry_hub.devices import Place
 from skerry_hub.tables import Device, Endpoint, EndpointDevice
 from skerry_modules.errors import InputError
@@ -62,14 +63,39 @@ def find(session: Session, *, after: str = "", limit: int = 0) -> Sequence[Endpo
     return session.exec(statement.limit(limit) if limit else statement).all()
 
 
-def devices_of(session: Session, names: Sequence[str]) -> dict[str, list[EndpointDevice]]:
-    """The devices of each endpoint, with why where one cannot have it; every name asked for has an entry."""
-    found: dict[str, list[EndpointDevice]] = {name: [] for name in names}
-    if names:
-        statement = select(EndpointDevice).where(col(EndpointDevice.endpoint).in_(names))
-        for row in session.exec(statement.order_by(col(EndpointDevice.device))):
-            found[row.endpoint].append(row)
+class Counts(msgspec.Struct, frozen=True):
+    """How many devices have an endpoint, and how many match and cannot have it."""
+
+    able: int = 0
+    unable: int = 0
+
+
+def counts(session: Session, names: Sequence[str]) -> dict[str, Counts]:
+    """The devices of each endpoint; every name asked for has an entry."""
+    found = dict.fromkeys(names, Counts())
+    unable = func.sum(case((col(EndpointDevice.reason) == "", 0), else_=1))
+    statement = select(col(EndpointDevice.endpoint), func.count(), unable)
+    for part in chunked(list(names)):
+        rows = session.exec(statement.where(col(EndpointDevice.endpoint).in_(part)).group_by(EndpointDevice.endpoint))
+        found.update({name: Counts(total - int(cannot), int(cannot)) for name, total, cannot in rows})
     return found
+
+
+def members(
+    session: Session, name: str, *, after: str = "", limit: int = 0, unable: bool = False
+) -> Sequence[EndpointDevice]:
+    """The devices that an endpoint's query matches, by id, with why where one cannot have it.
+
+    Args:
+        after: those after this id.
+        limit: so many at most; 0: all of them.
+        unable: only those that cannot have it.
+    """
+    statement = select(EndpointDevice).where(col(EndpointDevice.endpoint) == name, col(EndpointDevice.device) > after)
+    if unable:
+        statement = statement.where(col(EndpointDevice.reason) != "")
+    statement = statement.order_by(col(EndpointDevice.device))
+    return session.exec(statement.limit(limit) if limit else statement).all()
 
 
 def put(
@@ -153,11 +179,11 @@ def remove(session: Session, name: str, *, actor: str, reason: str = "", now: in
         InputError: ``endpoint.unknown``.
     """
     row = get(session, name)
-    had = [one.device for one in devices_of(session, [name])[name] if not one.reason]
+    had = [one.device for one in members(session, name) if not one.reason]
     session.exec(delete(EndpointDevice).where(col(EndpointDevice.endpoint) == name))
     session.delete(row)
     session.flush()
-    desired.reissue_all(session, sorted(had), now=now)
+    desired.reissue_soon(session, sorted(had), now=now)
     audit.record(session, actor=actor, action="endpoint.delete", subject=name, reason=reason, now=now)
     return Changed(None, tuple(had))
 
@@ -245,7 +271,7 @@ def _spread(session: Session, endpoint: Endpoint, found: Sequence[Place], now: i
     session.flush()
     have = _join(session, endpoint, found)
     if not have:
-        row = devices_of(session, [endpoint.name])[endpoint.name][0]
+        row = members(session, endpoint.name, limit=1)[0]
         raise InputError(
             row.reason,
             f"cannot set the endpoint {endpoint.name}: none of the {len(found)} devices that match can hold it; "
@@ -253,7 +279,7 @@ def _spread(session: Session, endpoint: Endpoint, found: Sequence[Place], now: i
             devices=[device.id for device in found][:100],
         )
     changed = sorted(have | had)
-    desired.reissue_all(session, changed, now=now)
+    desired.reissue_soon(session, changed, now=now)
     return tuple(changed)
 
 

@@ -286,7 +286,10 @@ class Streaming:
         return []
 
     def _remind(self) -> None:
-        """Devices that have not reported the newest revision get their document again."""
+        """Devices that have not reported the newest revision get their document again; those that a hub which died left
+        without their newest one get that."""
+        for part in desired.issue_due(self._db):
+            self.publish_desired(part)
         statement = (
             "SELECT d.id, w.revision > d.reported_revision FROM device d JOIN desired_document w ON w.device = d.id "
             "WHERE w.revision <> d.reported_revision"

@@ -163,6 +163,13 @@ class EndpointDevice(SQLModel, table=True):
     __table_args__ = (Index("endpoint_device_by_device", "device"),)
 
 
+class DocumentDue(SQLModel, table=True):
+    """A device whose wishes changed with those of many others: its document is still to be written."""
+
+    __tablename__ = "document_due"
+    device: str = Field(primary_key=True)
+
+
 class DesiredDocument(SQLModel, table=True):
     """The signed document as it was last published, retained here so that any broker may lose it."""
 
@@ -467,6 +474,7 @@ __all__ = [
     "Device",
     "DeviceModule",
     "DeviceTag",
+    "DocumentDue",
     "Endpoint",
     "EndpointDevice",
     "Environment",

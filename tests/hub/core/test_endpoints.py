@@ -297,6 +297,17 @@ def test_the_api_says_all_of_it(settings: Settings, tmp_path: Path, key: Any) ->
             )
             assert later.status_code == 201
             assert (await client.get("/api/v1/endpoints/e")).json()["devices"] == 2
+            board = {"id": "c", "profile": "pynq-z2", "tags": {"site": "lab"}}
+            assert (await client.post("/api/v1/devices", json=board)).status_code == 201
+            view = (await client.get("/api/v1/endpoints/e")).json()
+            assert (view["devices"], view["unschedulable"]) == (2, 1)
+            assert [one["device"] for one in view["members"]] == ["c", "a", "b"]  # first what needs a look
+            page = (await client.get("/api/v1/endpoints/e/devices", params={"limit": 2})).json()
+            rest = (await client.get("/api/v1/endpoints/e/devices", params={"cursor": page["next"]})).json()
+            assert [one["device"] for one in (*page["items"], *rest["items"])] == ["a", "b", "c"]
+            only = (await client.get("/api/v1/endpoints/e/devices", params={"unschedulable": True})).json()["items"]
+            assert [(one["device"], one["reason"]) for one in only] == [("c", "unschedulable.memory")]
+            assert (await client.get("/api/v1/endpoints/none/devices")).json()["code"] == "endpoint.unknown"
             assert (await client.put("/api/v1/endpoints/e", json={**wish, "split": []})).status_code == 422
             assert (await client.post("/api/v1/endpoints/e/back")).json()["code"] == "endpoint.invalid"
             assert (await client.delete("/api/v1/endpoints/e")).status_code == 204

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -19,6 +22,7 @@ from skerry_hub.tables import (
     Assignment,
     DesiredDocument,
     Device,
+    DocumentDue,
     Endpoint,
     EndpointDevice,
     Model,
@@ -51,7 +55,7 @@ def stock(session: Session) -> None:
 
 
 def add_devices(session: Session, count: int, profile: str = PROFILES[0]) -> list[str]:
-    names = [f"d{number:03}" for number in range(count)]
+    names = [f"d{number:04}" for number in range(count)]
     session.execute(insert(Device), [{"id": name, "profile": profile, "created_at": 1} for name in names])
     return names
 
@@ -222,14 +226,16 @@ def test_more_devices_than_a_statement_names(sqlite: Database) -> None:
         names = add_devices(session, 2500)
         endpoints.put(session, "e", routes=[route("digits", 1)], target="*", actor="t", now=now_ms())
         found = desired.assign_all(session, "digits", {name: Wish(1, soak_s=3) for name in names}, rollout=1, now=2)
-        assert set(found.values()) == {2}
+        assert set(found.values()) == {1}  # which says the endpoint too: what was due for it is not any more
+        assert session.exec(select(DocumentDue.device)).all() == []
         again = desired.assign_all(session, "digits", {name: Wish(1) for name in names}, rollout=1, now=3)
         assert again == found  # within a rollout it may be asked twice
         made = documents(session)
         assert len(made) == 2500
         assert {one.modules[0].soak_s for one in made.values()} == {3.0}
+        assert {one.endpoints[0].name for one in made.values()} == {"e"}
         gone = desired.assign_all(session, "digits", {name: Wish(None) for name in names[::2]}, now=4)
-        assert set(gone.values()) == {3}
+        assert set(gone.values()) == {2}
         assert len(session.exec(select(Assignment)).all()) == 1250
 
 
@@ -256,3 +262,115 @@ def test_a_row_that_the_session_holds_is_read_again(database: Database) -> None:
         held = session.get_one(Assignment, (name, "digits"))
         assert desired.assign(session, name, "digits", 2, now=2) == row.desired_revision == 2
         assert (held.version, held.attempt) == (2, 2)
+
+
+# -- documents that follow in slices -----------------------------------------------------------------------------------
+
+
+MANY = 2 * desired.SLICE + 50
+
+
+def put(session: Session, name: str, *split: Route, target: str = "*") -> set[str]:
+    changed = endpoints.put(session, name, routes=split, target=target, actor="t", now=now_ms())
+    return set(changed.devices)
+
+
+def due(database: Database) -> list[str]:
+    with database.read() as session:
+        return sorted(session.exec(select(DocumentDue.device)))
+
+
+def behind(session: Session) -> dict[str, tuple[int, str]]:
+    """By device its revision, and what its document puts behind the endpoint ``e``."""
+    found = {}
+    for device, made in documents(session).items():
+        routes = [one.routes for one in made.endpoints if one.name == "e"]
+        found[device] = (made.revision, endpoints.text_of(routes[0]) if routes else "")
+    return found
+
+
+def test_the_documents_of_very_many_follow_in_slices_between_which_others_write(database: Database) -> None:
+    with database.session() as session:
+        stock(session)
+        names = add_devices(session, MANY)
+        changed = put(session, "e", route("digits", 1))
+    assert changed == set(names) == set(due(database))
+    first, later = names[0], names[-1]
+    slices = desired.issue_due(database)
+    written = next(slices)
+    assert len(written) == desired.SLICE
+    assert first in written
+    with database.session() as session:  # a rollout writes meanwhile, to one that waits for its document
+        desired.assign(session, later, "vibration", 1, now=now_ms())
+    with database.read() as session:
+        assert behind(session)[later] == (1, "digits:1=100")
+        assert set(behind(session)) == {*written, later}
+    rest = [device for part in slices for device in part]
+    assert sorted([*written, *rest, later]) == names
+    assert due(database) == []
+    with database.read() as session:
+        assert behind(session) == dict.fromkeys(names, (1, "digits:1=100"))
+
+
+def test_a_change_of_a_change_and_a_removal_leave_no_document_behind(sqlite: Database) -> None:
+    with sqlite.session() as session:
+        stock(session)
+        names = add_devices(session, MANY)
+        put(session, "e", route("digits", 1))
+    next(desired.issue_due(sqlite))
+    with sqlite.session() as session:  # before all have heard of the first
+        put(session, "e", route("digits", 2))
+        devices.remove(session, names[-1], actor="t", now=now_ms())
+    for _ in desired.issue_due(sqlite):
+        pass
+    with sqlite.read() as session:
+        found = behind(session)
+    assert {split for _, split in found.values()} == {"digits:2=100"}
+    assert sorted(found) == names[:-1]
+    with sqlite.session() as session:
+        endpoints.remove(session, "e", actor="t", now=now_ms())
+    next(desired.issue_due(sqlite))
+    for _ in desired.issue_due(sqlite):
+        pass
+    with sqlite.read() as session:
+        assert {split for _, split in behind(session).values()} == {""}
+        assert session.exec(select(DocumentDue.device)).all() == []
+
+
+KILLED = """
+import os, signal, sys
+from skerry_hub import desired, endpoints
+from skerry_hub.db import Database
+from skerry_modules import trust
+from skerry_modules.messages import Route
+
+database = Database(sys.argv[1])
+database.info[desired.SIGNER] = trust.SigningKey.generate("hub")
+with database.session() as session:
+    endpoints.put(session, "e", routes=[Route(module="digits", version=2)], target="*", actor="t", now=99)
+if sys.argv[2] == "in the middle":
+    next(desired.issue_due(database))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["in the middle", "after the commit"])
+def test_a_hub_that_is_killed_before_all_are_written_goes_on_at_its_next_start(sqlite: Database, when: str) -> None:
+    with sqlite.session() as session:
+        stock(session)
+        names = add_devices(session, MANY)
+        put(session, "e", route("digits", 1))
+    for _ in desired.issue_due(sqlite):
+        pass
+    done = subprocess.run([sys.executable, "-c", KILLED, str(sqlite.url.database), when], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    waiting = due(sqlite)
+    assert len(waiting) == MANY - (desired.SLICE if when == "in the middle" else 0)
+    with sqlite.read() as session:  # each device has the one or the other, whole
+        found = behind(session)
+    assert {found[device] for device in waiting} == {(1, "digits:1=100")}
+    assert {found[device] for device in set(names) - set(waiting)} <= {(2, "digits:2=100")}
+    for _ in desired.issue_due(sqlite):
+        pass
+    with sqlite.read() as session:
+        assert behind(session) == dict.fromkeys(names, (2, "digits:2=100"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from skerry_hub.tables import DocumentDue
 from skerry_modules import chunks, messages, topics
 from skerry_modules.messages import Stream
 
@@ -429,6 +430,19 @@ def test_a_device_that_is_ahead_of_the_hub_gets_a_document_above_what_it_has(
     device.hello(revision=2**31 - 1)  # which no hub ever issued
     eventually(lambda: database_world.row("dev-1").reported_revision == 2**31 - 1, what="the hello")
     assert database_world.assign("dev-1", "m") <= 2**30 + 1
+
+
+def test_a_hub_that_starts_writes_and_sends_the_documents_that_a_dead_one_left(
+    small_world: World, eventually: Wait
+) -> None:
+    small_world.register("dev-1")
+    with small_world.db.session() as session:
+        session.add(DocumentDue(device="dev-1"))
+    small_world.start()
+    device = small_world.device("dev-1")
+    eventually(lambda: device.payloads("desired"), what="the document")
+    assert messages.decode_desired(device.payloads("desired")[0].payload).revision == 1
+    assert small_world.count("document_due") == 0
 
 
 def test_a_removed_devices_document_is_cleared(database_world: World, eventually: Wait) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 import typer
 
 from skerry.cli import output
 from skerry.cli.context import hub
 from skerry.cli.output import Json, Reason
+from skerry.client import Client
 from skerry.types import EndpointRoute, EndpointState, EndpointTraffic
 from skerry_modules.errors import InputError
 
 app = typer.Typer(help="Endpoints: traffic splits and shadows of model versions on devices.", no_args_is_help=True)
+
+TOLD = 20
+"""Devices that cannot have an endpoint which are named."""
 
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
 
@@ -43,6 +48,7 @@ def set_endpoint(
         found = client.set_endpoint(
             name, split=routes, shadow=shadows, target=target, keep_before=way_back, reason=reason
         )
+        found = _whole(client, found) if json else found
     if json:
         output.emit(found)
         return
@@ -79,6 +85,7 @@ def show(
     """One endpoint: versions with shares, requests, latency, errors, and how shadows agree."""
     with hub(context) as client:
         one = client.endpoint(name, window_s=window)
+        one = _whole(client, one) if json else one
     if json:
         output.emit(one)
         return
@@ -110,6 +117,7 @@ def back(context: typer.Context, name: Name, reason: Reason = "", json: Json = F
     """Go back to the split before the last change; its versions are still loaded."""
     with hub(context) as client:
         found = client.turn_endpoint_back(name, reason=reason)
+        found = _whole(client, found) if json else found
     if json:
         output.emit(found)
     else:
@@ -201,7 +209,16 @@ def _text(routes: Sequence[EndpointRoute]) -> str:
     return ", ".join(f"{one.module}:{one.version} {one.percent:g} %" for one in routes)
 
 
+def _whole(client: Client, one: EndpointState) -> EndpointState:
+    """With all its devices: the hub's answer holds the first only."""
+    if len(one.members) >= one.devices + one.unschedulable:
+        return one
+    return msgspec.structs.replace(one, members=tuple(client.endpoint_devices(one.name)))
+
+
 def _say_unschedulable(one: EndpointState) -> None:
-    for member in one.members:
-        if member.reason:
-            output.say(f"{member.device} cannot have it: {member.message} ({member.reason})")
+    told = [member for member in one.members if member.reason][:TOLD]
+    for member in told:
+        output.say(f"{member.device} cannot have it: {member.message} ({member.reason})")
+    if one.unschedulable > len(told):
+        output.say(f"and {one.unschedulable - len(told)} more; `skerry endpoints show {one.name} --json` names them")

@@ -12,10 +12,12 @@ from sqlmodel import Session
 from skerry_hub import endpoints, monitoring
 from skerry_hub.api.common import Actor, Body, HubOf, Page, Pages, after_text
 from skerry_hub.clock import now_ms
-from skerry_hub.tables import Endpoint
+from skerry_hub.tables import Endpoint, EndpointDevice
 from skerry_modules.messages import Route
 
 router = APIRouter(tags=["endpoints"])
+
+SHOWN = 100
 
 Name = Annotated[str, Path(description="The endpoint's name", examples=["digits"], max_length=100)]
 
@@ -91,7 +93,10 @@ class BehindView(BaseModel):
 
 
 class EndpointDetails(EndpointView):
-    members: list[MemberView]
+    members: list[MemberView] = Field(
+        description=f"The first {SHOWN} devices that match, those that cannot have it before the others; "
+        "all of them: `/endpoints/{name}/devices`"
+    )
     traffic: list[BehindView] = Field(description="What each version did in the last `window_s` seconds")
 
 
@@ -114,6 +119,20 @@ def get_endpoint(
         return _details(session, endpoints.get(session, name), window_s)
 
 
+@router.get("/endpoints/{name}/devices")
+def list_endpoint_devices(
+    hub: HubOf,
+    paging: Pages,
+    name: Name,
+    unschedulable: Annotated[bool, Query(description="Only those that cannot have it")] = False,
+) -> Page[MemberView]:
+    """The devices that an endpoint's query matches, by id."""
+    with hub.db.read() as session:
+        endpoints.get(session, name)
+        rows = endpoints.members(session, name, after=after_text(paging), limit=paging.limit + 1, unable=unschedulable)
+        return paging.page(rows, lambda shown: [_member(one) for one in shown], lambda row: [row.device])
+
+
 @router.put("/endpoints/{name}")
 def put_endpoint(hub: HubOf, actor: Actor, name: Name, body: EndpointBody) -> EndpointDetails:
     """Make or change an endpoint on all devices that match.
@@ -133,9 +152,7 @@ def put_endpoint(hub: HubOf, actor: Actor, name: Name, body: EndpointBody) -> En
             reason=body.reason,
             now=now_ms(),
         )
-        view = _details(session, endpoints.get(session, name), 300)
-    _tell(hub, changed)
-    return view
+    return _told(hub, name, changed)
 
 
 @router.post("/endpoints/{name}/back")
@@ -143,9 +160,7 @@ def turn_endpoint_back(hub: HubOf, actor: Actor, name: Name, body: Order | None 
     """The split before the last change again: its versions are still loaded."""
     with hub.db.session() as session:
         changed = endpoints.go_back(session, name, actor=actor, reason=body.reason if body else "", now=now_ms())
-        view = _details(session, endpoints.get(session, name), 300)
-    _tell(hub, changed)
-    return view
+    return _told(hub, name, changed)
 
 
 @router.delete("/endpoints/{name}", status_code=204)
@@ -158,7 +173,7 @@ def delete_endpoint(hub: HubOf, actor: Actor, name: Name, reason: Annotated[str,
 
 def endpoint_views(session: Session, rows: Sequence[Endpoint]) -> list[EndpointView]:
     """Endpoints as the API shows them."""
-    members = endpoints.devices_of(session, [row.name for row in rows])
+    counts = endpoints.counts(session, [row.name for row in rows])
     plain = ("name", "target", "revision", "changed_by", "reason", "created_at", "changed_at")
     views = []
     for row in rows:
@@ -169,8 +184,8 @@ def endpoint_views(session: Session, rows: Sequence[Endpoint]) -> list[EndpointV
                 split=_views(row.split, ready),
                 shadow=_views(row.shadow, ready),
                 before=_views(row.before, ready),
-                devices=sum(not one.reason for one in members[row.name]),
-                unschedulable=sum(bool(one.reason) for one in members[row.name]),
+                devices=counts[row.name].able,
+                unschedulable=counts[row.name].unable,
             )
         )
     return views
@@ -179,10 +194,12 @@ def endpoint_views(session: Session, rows: Sequence[Endpoint]) -> list[EndpointV
 def _details(session: Session, row: Endpoint, window_s: int) -> EndpointDetails:
     now = now_ms()
     found = monitoring.behind(session, row.name, since=now - window_s * 1000, now=now)
-    members = endpoints.devices_of(session, [row.name])[row.name]
+    shown = list(endpoints.members(session, row.name, limit=SHOWN, unable=True))
+    others = endpoints.members(session, row.name, limit=SHOWN)
+    shown += [one for one in others if not one.reason][: SHOWN - len(shown)]
     return EndpointDetails(
         **endpoint_views(session, [row])[0].model_dump(),
-        members=[MemberView(device=one.device, reason=one.reason, message=one.message) for one in members],
+        members=[_member(one) for one in shown],
         traffic=[_behind(one) for one in found],
     )
 
@@ -209,6 +226,17 @@ def _routes(bodies: Sequence[RouteBody]) -> list[Route]:
     return [Route(module=one.module, version=one.version, percent=one.percent) for one in bodies]
 
 
+def _member(one: EndpointDevice) -> MemberView:
+    return MemberView(device=one.device, reason=one.reason, message=one.message)
+
+
+def _told(hub: HubOf, name: str, changed: endpoints.Changed) -> EndpointDetails:
+    """The view is made after the commit: nobody waits for it who wants to write."""
+    _tell(hub, changed)
+    with hub.db.read() as session:
+        return _details(session, endpoints.get(session, name), 300)
+
+
 def _tell(hub: HubOf, changed: endpoints.Changed) -> None:
-    hub.publish_desired(list(changed.devices))
+    hub.spread_desired(changed.devices)
     hub.bus.publish("fleet", *(f"device:{device}" for device in changed.devices))

@@ -190,5 +190,5 @@ def _act(request: Request, act: Callable[[Session], service.Changed]) -> None:
 
 
 def _tell(request: Request, changed: service.Changed) -> None:
-    hub(request).publish_desired(list(changed.devices))
+    hub(request).spread_desired(changed.devices)
     hub(request).bus.publish("fleet", *(f"device:{device}" for device in changed.devices))

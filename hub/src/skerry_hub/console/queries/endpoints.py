@@ -49,7 +49,7 @@ class Line:
     row: Endpoint
     parts: list[Part]
     devices: int
-    excluded: list[EndpointDevice]
+    excluded: int  # that match and cannot have it
 
     @property
     def live(self) -> list[Part]:
@@ -99,9 +99,8 @@ def line(session: Session, row: Endpoint, now: int) -> Line:
         for role, text in (("live", row.split), ("shadow", row.shadow), ("before", row.before))
         for route in endpoints.routes_of(text)
     ]
-    members = endpoints.devices_of(session, [row.name])[row.name]
-    excluded = [one for one in members if one.reason]
-    return Line(row, parts, len(members) - len(excluded), excluded)
+    found = endpoints.counts(session, [row.name])[row.name]
+    return Line(row, parts, found.able, found.unable)
 
 
 @dataclass(frozen=True)
