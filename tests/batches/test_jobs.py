@@ -145,6 +145,20 @@ def test_the_hub_scores_by_itself(world: World, tmp_path: Path) -> None:
     assert found["id"] == [f"r{number}" for number in good]
 
 
+def test_the_hub_scores_as_many_jobs_at_once_as_it_may(world: World, tmp_path: Path) -> None:
+    table(tmp_path / "in.csv", 2000)
+    upload = world.client.upload_batch_input(tmp_path / "in.csv")
+    jobs = [
+        world.client.start_batch("slow", "hub", upload=upload, keep=["id"], part_rows=100, rows=20).id for _ in range(3)
+    ]
+    wait_until(lambda: all(world.client.batch(job).progress for job in jobs[:2]), what="two jobs to go on at once")
+    assert [world.client.batch(job).ended for job in jobs] == [False, False, False]
+    assert not world.client.batch(jobs[2]).progress, "no more than it may"
+    for job in jobs:
+        world.client.cancel_batch(job)
+    wait_until(lambda: not list((world.folder / "hub" / "batches").glob("*")), what="the hub to stop")
+
+
 @pytest.mark.parametrize(
     ("model", "target", "wishes", "code", "text"),
     [

@@ -43,7 +43,7 @@ LEASE_S = 2.5
 class World(Site):
     """Devices that serve both modules."""
 
-    HUB = ("--batch-lease-s", str(LEASE_S))
+    HUB = ("--batch-lease-s", str(LEASE_S), "--batch-hub-jobs", "2")
     # What a device says before the hub listens again is lost; it is said again after this silence.
     AGENT = ("batch.report_s=0.3", "hub.retry_min_s=0.2", "hub.retry_max_s=1", "spool.resend_s=1")
 

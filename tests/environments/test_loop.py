@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tomlkit
 
@@ -144,6 +145,27 @@ def test_an_environment_goes_the_whole_way(
     with pytest.raises(SkerryError) as caught:
         hub.register(packed.path)
     assert caught.value.code == "environment.unknown"
+
+
+def test_the_hub_itself_scores_with_an_environment(hub: Client, make_module: MakeModule, tmp_path: Path) -> None:
+    skerry("models", "register", make_module("first"))
+    (tmp_path / "in.csv").write_text("x_0,x_1,x_2,x_3\n" + "".join(f"{n},1,2,3\n" for n in range(50)))
+    upload = hub.upload_batch_input(tmp_path / "in.csv")
+    job = hub.start_batch("first:1", "hub", upload=upload).id
+    wait_until(lambda: hub.batch(job).ended_at, seconds=60, what="the job to end")
+    ended = hub.batch(job)
+    assert (ended.state, ended.scored, ended.message) == ("done", 50, "")
+    hub.fetch_batch(job, tmp_path)
+    scores = pq.read_table(tmp_path / f"batch-{job}.parquet")
+    assert scores.column("y").to_pylist() == [3.0 * (n + 6) for n in range(50)]
+    work = tmp_path / "hub" / "hub" / "batches"
+    wait_until(lambda: not list(work.glob("[0-9]*")), what="what was built to go with the job")
+
+    strange = {"x86_64": "generic-aarch64", "aarch64": "generic-x86_64"}[HERE]
+    skerry("models", "register", make_module("strange", targets=[strange]))
+    with pytest.raises(SkerryError, match=r"was not locked for Python .* name devices that serve it") as caught:
+        hub.start_batch("strange:1", "hub", upload=upload)
+    assert caught.value.code == "unschedulable.environment"
 
 
 def test_what_the_hub_refuses_and_does_not_know(hub: Client, make_module: MakeModule, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def _add_batch(commands: Any) -> None:
     # For the agent and the hub, which run this command as a child.
     batch.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
     batch.add_argument("--child-of", type=int, default=0, help=argparse.SUPPRESS)
+    batch.add_argument("--built", type=Path, help=argparse.SUPPRESS)
 
 
 def _add_profile(commands: Any) -> None:
@@ -262,7 +263,7 @@ def _batch(options: argparse.Namespace) -> int:
     try:
         with contextlib.ExitStack() as stack:
             if options.module_folder:
-                url = stack.enter_context(here.serving(options.module_folder, int(version)))
+                url = stack.enter_context(here.serving(options.module_folder, int(version), options.built))
             else:
                 url = options.url or score.find_address(_load(options))
             summary = job.told(job.run(_order(options, url, name, version)))

@@ -87,6 +87,7 @@ class Settings:
     batch_lease_s: float = _setting(
         120.0, "s", "A device that says nothing for so long loses its part of a batch job to another"
     )
+    batch_hub_jobs: int = _setting(1, "jobs", "Batch jobs that the hub itself scores at the same time; others wait")
     batch_result_max_bytes: int = _setting(2_000_000_000, "bytes", "Largest result of one part of a batch job")
     reconnects_per_s: float = _setting(
         500.0,

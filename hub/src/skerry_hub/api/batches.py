@@ -19,7 +19,7 @@ from skerry_hub.batch import inputs as batch_inputs
 from skerry_hub.batches import HUB, NewBatch, Share
 from skerry_hub.clock import now_ms
 from skerry_hub.rules.batch import JobState
-from skerry_hub.tables import BatchPart, BatchRow
+from skerry_hub.tables import BatchPart, BatchRow, ModelVersion
 from skerry_modules.batches import MAX_LIST_BYTES, PIECE_BYTES
 from skerry_modules.errors import InputError
 from skerry_modules.manifest import Manifest
@@ -168,7 +168,7 @@ def start_batch(hub: HubOf, actor: Actor, body: NewBatchBody) -> BatchDetail:
         row = batches.checked(session, wish)
         version = registry.get_version(session, row.module, row.version)
         manifest = msgspec.json.decode(version.manifest, type=Manifest)
-    _check(hub, wish, manifest)
+    _check(hub, wish, version, manifest)
     with hub.db.session() as session:
         row = batches.create(session, wish, batches.checked(session, wish), actor=actor, now=now_ms())
         view = _detail(session, row)
@@ -176,16 +176,12 @@ def start_batch(hub: HubOf, actor: Actor, body: NewBatchBody) -> BatchDetail:
     return view
 
 
-def _check(hub: HubOf, wish: NewBatch, manifest: Manifest) -> None:
+def _check(hub: HubOf, wish: NewBatch, version: ModelVersion, manifest: Manifest) -> None:
     if wish.target == HUB:
-        from skerry_hub.batch.here import find_program
+        from skerry_hub.batch.here import check_environment, find_program
 
         find_program()
-        if manifest.environment.given:
-            raise InputError(
-                "request.invalid",
-                f"cannot score {manifest.name} on the hub: it brings an environment, which devices build; name devices",
-            )
+        check_environment(hub.objects, version)
     if wish.upload:
         upload = batch_inputs.read_list(hub.objects, wish.upload)
         batch_inputs.check(hub.objects, upload, manifest, wish.columns, wish.keep)

@@ -79,7 +79,7 @@ class BatchEngine:
         self.settings = settings or BatchSettings()
         self._db, self._objects, self._bus, self._folder, self._send = db, objects, bus, folder, send
         self._heavy = ThreadPoolExecutor(1, "batch")
-        self._scorer = ThreadPoolExecutor(1, "batch-here")  # one child at a time
+        self._scorer = ThreadPoolExecutor(max(1, self.settings.hub_jobs), "batch-here")  # a child in each
         self._busy: set[tuple[str, int]] = set()  # what runs in threads of its own
         self._retry: dict[tuple[str, int], float] = {}
         self._here: dict[int, Here] = {}

@@ -2,12 +2,14 @@
 
 The hub's own process never sees a model: ``skerry-agent batch --module-folder`` runs as a program of its own, at low
 priority, in whose parent's death it dies. What it has scored stands in the hub's data folder, so that a hub that is
-killed goes on from there. Where the agent is not installed, that is the error.
+killed goes on from there. Where the agent is not installed, that is the error. A module's environment is built by the
+child as a device builds it, in the job's folder: it goes with the job.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -25,9 +27,11 @@ from skerry_hub.batch import inputs as batch_inputs
 from skerry_hub.batch.merge import count
 from skerry_hub.batch.results import Result, manifest_of
 from skerry_hub.batches import HUB, names_of
-from skerry_hub.tables import BatchRow
+from skerry_hub.tables import BatchRow, ModelVersion
 from skerry_modules import package
+from skerry_modules.environments import LOCK_FILE, LockFile, choose
 from skerry_modules.errors import CODES, InputError, PeerError, ResourceError, SkerryError
+from skerry_modules.index import Index
 
 if TYPE_CHECKING:
     from skerry_hub.db import Database
@@ -102,7 +106,10 @@ class Here:
                 _, blocks = registry.package_of(session, self._objects, row.module, row.version)
                 with file.open("wb") as target:
                     target.writelines(blocks)
-                package.unpack(file, Path(temporary) / "module")
+                index = package.unpack(file, Path(temporary) / "module")
+                if index.facts.environment is not None:  # the wheels are files of the package
+                    lock = msgspec.json.encode(LockFile(lock=index.facts.environment))
+                    (Path(temporary) / "module" / LOCK_FILE).write_bytes(lock)
                 (Path(temporary) / "module").rename(module)
         return batch_inputs.lay_out(
             self._objects, batch_inputs.read_list(self._objects, row.upload), self._folder / "input"
@@ -113,7 +120,7 @@ class Here:
         command = [program, "batch", f"{row.module}:{row.version}", str(source), f"--output={result}"]
         command += [f"--module-folder={self._folder / 'module'}", f"--rows={row.rows}", f"--part-rows={row.part_rows}"]
         command += [f"--columns={','.join(names_of(row.columns))}", f"--keep={','.join(names_of(row.keep))}"]
-        command += ["--lines", "--json", f"--child-of={os.getpid()}"]
+        command += [f"--built={self._folder}", "--lines", "--json", f"--child-of={os.getpid()}"]
         with self._lock:
             if self._stopped:
                 raise _cancelled()
@@ -144,6 +151,25 @@ class Here:
     def forget(self) -> None:
         """Remove the job's files."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def check_environment(objects: ObjectStore, version: ModelVersion) -> None:
+    """See that a version's environment, if it has one, was locked for this machine.
+
+    Raises:
+        InputError: ``unschedulable.environment``.
+    """
+    with objects.open(version.digest) as file:
+        lock = msgspec.json.decode(file.read(), type=Index).facts.environment
+    python, machine = platform.python_version(), platform.machine()
+    if lock is not None and choose(lock, machine, python, platform.libc_ver()[1]) is None:
+        kinds = "; ".join(target.label for target in lock.targets)
+        raise InputError(
+            "unschedulable.environment",
+            f"cannot score {version.name}:{version.version} on the hub: its environment was not locked for Python "
+            f"{python} on {machine}, but for {kinds}; name devices that serve it, or register it with such a profile "
+            "among targets.profiles",
+        )
 
 
 def find_program() -> str:

@@ -30,10 +30,12 @@ NEVER_S: Final = 86_400.0
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``lease_s``: silence of a device after which its part goes to another; ``days``: how long jobs are kept."""
+    """``lease_s``: silence of a device after which its part goes to another; ``days``: how long jobs are kept;
+    ``hub_jobs``: that the hub itself scores at once."""
 
     lease_s: float = 120.0
     days: float = 30.0
+    hub_jobs: int = 1
     limits: BatchLimits = BatchLimits()
 
 
