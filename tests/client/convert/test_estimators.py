@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import msgspec
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -133,10 +134,11 @@ def test_a_pickle_is_not_opened_unless_trusted(suffix: str, tmp_path: Path) -> N
 
 def test_a_trusted_pickle_converts_and_what_is_none_is_said(tmp_path: Path) -> None:
     rows = models.heldout(tmp_path / "rows.npz")
-    with np.load(rows) as archive:
-        np.savez(rows, x=archive["pixels"], label=archive["label"])
     joblib.dump(linear(), tmp_path / "Linear Digits.joblib")
-    options = convert.Options(timing_s=0, trust_pickle=True)
+    unnamed = convert.Options(timing_s=0, trust_pickle=True)
+    with pytest.raises(InputError, match="no array 'x', only pixels, .*--input-name"):
+        convert.convert(tmp_path / "Linear Digits.joblib", tmp_path / "no", samples=rows, options=unnamed)
+    options = msgspec.structs.replace(unnamed, input_name="pixels")
     report = convert.convert(tmp_path / "Linear Digits.joblib", tmp_path / "out", samples=rows, options=options)
     assert (report.name, report.origin.kind, report.origin.of) == ("linear-digits", "scikit-learn", "file")
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, 2]))

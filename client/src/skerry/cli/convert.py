@@ -57,6 +57,9 @@ ReduceRange = Annotated[bool, typer.Option("--reduce-range", help="int8: 7-bit w
 CalibrationRows = Annotated[int, typer.Option(min=1, help="Samples to calibrate with, at most.")]
 GateRows = Annotated[int, typer.Option(min=1, help="Samples to judge with, at most.")]
 Timing = Annotated[float, typer.Option(min=0, help="Seconds of timing for each batch size; 0: none.")]
+InputName = Annotated[
+    str, typer.Option("--input-name", help="What the input of a scikit-learn estimator shall be called.")
+]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a .pkl, .joblib or .pt2, which runs what its author wrote.")
 ]
@@ -80,6 +83,7 @@ def convert(
     calibration_rows: CalibrationRows = 512,
     gate_rows: GateRows = 10_000,
     timing_s: Timing = 1.0,
+    input_name: InputName = "x",
     trust_pickle: TrustPickle = False,
     json: Json = False,
 ) -> None:
@@ -100,6 +104,7 @@ def convert(
         gate_rows=gate_rows,
         labels=labels,
         timing_s=timing_s,
+        input_name=input_name,
         trust_pickle=trust_pickle,
     )
     target = out or Path(f"{name or scaffold.slug(source.resolve().stem)}-{to}-{precision}")

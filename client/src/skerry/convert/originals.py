@@ -67,7 +67,8 @@ def open_path(source: Path, work: Path, options: Options, *, plain: bool) -> Ori
         return _onnx_file(source, work)
     if source.suffix in sklearn.SUFFIXES:
         origin = Origin(kind="scikit-learn", name=source.stem, digest=_sha256(source), of="file")
-        return from_estimator(sklearn.load(source, trust=options.trust_pickle), work, plain=plain, origin=origin)
+        estimator = sklearn.load(source, trust=options.trust_pickle)
+        return from_estimator(estimator, work, plain=plain, origin=origin, input_name=options.input_name)
     if source.suffix == torch.SUFFIX:
         origin = Origin(kind="pytorch", name=source.stem, digest=_sha256(source), of="file")
         return from_program(torch.load(source, trust=options.trust_pickle), work, origin=origin)

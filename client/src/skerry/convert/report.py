@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         golden_cases: cases of the new golden test where the original module has none of its own.
         labels: the array in ``--samples`` that holds the right class or value of each row.
         timing_s: seconds spent on timing at each batch size; 0: do not time.
+        input_name: what the input of a scikit-learn estimator that is read from a file shall be called.
         trust_pickle: load estimators and exported programs, which run code of their own.
     """
 
@@ -55,6 +56,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     golden_cases: int = 32
     labels: str = "label"
     timing_s: float = 1.0
+    input_name: str = "x"
     trust_pickle: bool = False
 
 

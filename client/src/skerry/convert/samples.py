@@ -163,6 +163,8 @@ def _load(path: Path, specs: tuple[TensorSpec, ...], labels: str) -> list[Sample
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        raise _wrong(str(path), "there is no such file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -181,13 +183,16 @@ def _npz(path: Path, specs: tuple[TensorSpec, ...], labels: str) -> list[Samples
     return [Samples(inputs=inputs, names=names, source=path.name, labels=truth)]
 
 
+_HINT: Final = "; arrays are named like the model's inputs (--input-name calls a scikit-learn estimator's otherwise)"
+
+
 def _fitted(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], source: str) -> dict[str, Array]:
     """The model's inputs, in its datatypes; all with the same number of rows."""
     inputs = {}
     for spec in specs:
         array = arrays.get(spec.name)
         if array is None:
-            raise _wrong(source, f"it has no array {spec.name!r}, only {', '.join(arrays) or 'none'}")
+            raise _wrong(source, f"it has no array {spec.name!r}, only {', '.join(arrays) or 'none'}{_HINT}")
         if array.ndim != len(spec.shape) or not all(
             want in (-1, size) for want, size in zip(spec.shape[1:], array.shape[1:], strict=True)
         ):
