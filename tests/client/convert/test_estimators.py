@@ -136,7 +136,7 @@ def test_a_trusted_pickle_converts_and_what_is_none_is_said(tmp_path: Path) -> N
     rows = models.heldout(tmp_path / "rows.npz")
     joblib.dump(linear(), tmp_path / "Linear Digits.joblib")
     unnamed = convert.Options(timing_s=0, trust_pickle=True)
-    with pytest.raises(InputError, match="no array 'x', only pixels, .*--input-name"):
+    with pytest.raises(InputError, match=r"no array 'x', only pixels, .*--input-name"):
         convert.convert(tmp_path / "Linear Digits.joblib", tmp_path / "no", samples=rows, options=unnamed)
     options = msgspec.structs.replace(unnamed, input_name="pixels")
     report = convert.convert(tmp_path / "Linear Digits.joblib", tmp_path / "out", samples=rows, options=options)
