@@ -23,6 +23,7 @@ NAMES = (
     "crash",
     "footprint",
     "shadow",
+    "batch",
     "telemetry-cost",
     "peers",
     "fpga",
