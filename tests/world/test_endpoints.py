@@ -21,7 +21,7 @@ def _no_op(*_: Any) -> None:
 
 def test_the_worlds_split_shadow_and_move_versions_good_and_bad() -> None:
     splits = shadows = bad = untrusted = failed = moved = 0
-    for seed in range(60):
+    for seed in range(80):
         world = World(seed, trace=5000)
         outcome = world.run()
         assert not outcome.violation
