@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from skerry_agent.serving import arrays, frames, tensors
-from skerry_agent.serving.codec import PLANS, Codec, to_binary
+from skerry_agent.serving.codec import PLANS, Codec
+from skerry_agent.serving.codec_binary import to_binary
 from skerry_agent.serving.frames import Kind
 from skerry_modules.errors import InputError, SkerryError
 from skerry_modules.manifest import Manifest

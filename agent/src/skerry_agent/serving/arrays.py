@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from skerry_agent.ports import Arrays
-from skerry_agent.serving.codec import to_binary, unpack_bytes
+from skerry_agent.serving.codec_binary import to_binary, unpack_bytes
 from skerry_modules.messages import Tensor
 from skerry_modules.tensors import DATATYPES, datatype_of
 

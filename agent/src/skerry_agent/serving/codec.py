@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import struct
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +22,7 @@ import numpy as np
 
 from skerry_agent.ports import Arrays
 from skerry_agent.serving import regions
+from skerry_agent.serving.codec_binary import as_it_is, check_nan, holds_nan, to_binary, unpack_bytes
 from skerry_agent.serving.codec_json import (
     DATA,
     PLAN_BYTES,
@@ -45,10 +44,8 @@ Array = np.ndarray[Any, Any]
 PLANS: Final = 64
 """Headers that are remembered."""
 MAX_RANK: Final = 32
-_FEW: Final = 4096
 _RECORD_BYTES: Final = 16 * 1024
 """Larger bodies are not read as one: what that copies would cost more than it saves."""
-_LITTLE: Final = sys.byteorder == "little"
 
 
 class _Wanted(msgspec.Struct):
@@ -338,7 +335,7 @@ class Codec:
                 if len(self._heads) >= PLANS:
                     self._heads.clear()
                 self._heads[key] = head
-        if len(arrays) == 1 and not plan.id and not plan.literal and _as_it_is(arrays[0].dtype):
+        if len(arrays) == 1 and not plan.id and not plan.literal and as_it_is(arrays[0].dtype):
             self._last = (name, plan, arrays[0].dtype, arrays[0].shape, head)
         return Answer(len(head), b"".join((head, *parts)))
 
@@ -467,56 +464,3 @@ def _place(given: Input, spec: TensorSpec, start: int, size: int) -> _Place:
         raise bad(given.name, f"its shape needs {needed} bytes but binary_data_size says {size}")
     dtype = np.dtype(DATATYPES[given.datatype])
     return _Place(given.name, given.datatype, dtype, given.shape, start, size, not spec.allow_nan and dtype.kind == "f")
-
-
-def check_nan(name: str, array: Array) -> None:
-    """Refuse NaN where the manifest forbids it."""
-    if array.dtype.kind == "f" and holds_nan(array):
-        raise bad(name, "it holds NaN, which the model does not take")
-
-
-def holds_nan(array: Array) -> bool:
-    """Whether any of an array's floats is NaN."""
-    flat = array.reshape(-1)
-    # A sum of squares is NaN if any element is, and so is a sum (or if infinities cancel): one pass without a temporary
-    # in the common case. For few elements the first costs half; for many it would start threads.
-    total = flat.dot(flat) if len(flat) <= _FEW else np.add.reduce(flat)
-    return total != total and bool(np.isnan(array).any())  # noqa: PLR0124 - a test for NaN that costs no call
-
-
-def _as_it_is(dtype: np.dtype[Any]) -> bool:
-    """Whether memory holds what goes over the wire."""
-    return _LITTLE and dtype.isnative and dtype.kind not in "OSU"
-
-
-def to_binary(array: Array) -> bytes:
-    """Little-endian, row-major; ``BYTES`` with a 4-byte length before each element."""
-    dtype = array.dtype
-    if _as_it_is(dtype):
-        return array.tobytes()
-    if dtype.kind not in "OSU":
-        return array.astype(dtype.newbyteorder("<"), copy=False).tobytes()
-    parts = []
-    for value in array.reshape(-1):
-        data = value if isinstance(value, bytes) else str(value).encode()
-        parts += [struct.pack("<I", len(data)), data]
-    return b"".join(parts)
-
-
-def unpack_bytes(name: str, data: bytes, shape: tuple[int, ...]) -> Array:
-    """The reverse of :func:`to_binary` for ``BYTES``."""
-    found: list[bytes] = []
-    offset, end = 0, len(data)
-    while offset < end:
-        if end - offset < 4:
-            raise bad(name, "an element's length is cut short")
-        length = struct.unpack_from("<I", data, offset)[0]
-        offset += 4 + length
-        if offset > end:
-            raise bad(name, "an element is cut short")
-        found.append(data[offset - length : offset])
-    if len(found) != math.prod(shape):
-        raise bad(name, f"its shape {list(shape)} needs {math.prod(shape)} elements but it has {len(found)}")
-    array = np.empty(len(found), dtype=object)
-    array[:] = found
-    return array.reshape(shape)

@@ -9,7 +9,7 @@ import numpy as np
 
 from skerry_agent.golden import errors_of
 from skerry_agent.ports import Arrays
-from skerry_agent.serving.codec import unpack_bytes
+from skerry_agent.serving.codec_binary import unpack_bytes
 from skerry_modules.manifest import Golden, Manifest
 from skerry_modules.messages import Agreement
 from skerry_modules.tensors import DATATYPES

@@ -21,7 +21,7 @@ import numpy as np
 
 from skerry_agent.ports import Arrays
 from skerry_agent.rules import sampling
-from skerry_agent.serving.codec import to_binary
+from skerry_agent.serving.codec_binary import to_binary
 from skerry_agent.serving.orders import Observed
 from skerry_modules.errors import SkerryError
 from skerry_modules.histogram import Baseline, Window
