@@ -100,7 +100,8 @@ def rows() -> str:
 
 def reasons() -> str:
     """Which reason codes are final."""
-    families = ("unschedulable.", "trust.", "package.", "install.", "run.", "resource.no_space", "resource.no_memory")
+    families = ("unschedulable.", "trust.", "package.", "install.", "run.", "board.")
+    families += ("resource.no_space", "resource.no_memory")
     lines = ["| reason | meaning | tried again |", "|---|---|---|"]
     for code, text in CODES.items():
         if code.startswith(families):

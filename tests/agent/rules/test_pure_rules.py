@@ -49,6 +49,18 @@ def test_errors_are_judged_alike_however_requests_are_cut_into_reports(
     assert told == (1 if errors.until is not None else 0)
 
 
+@pytest.mark.parametrize(
+    ("step", "code", "reason"),
+    [
+        (Step.LOAD, "board.stale_memory", "board.stale_memory"),
+        (Step.GOLDEN, "board.hang", "board.hang"),
+        (Step.LOAD, "scoring.failed", "install.load_failed"),
+    ],
+)
+def test_what_a_board_has_is_the_reason_and_not_only_that_it_did_not_load(step: Step, code: str, reason: str) -> None:
+    assert lifecycle.judge(step, code, TABLE[step].attempts) == lifecycle.Verdict(Step.FAILED, reason)
+
+
 @given(steps)
 def test_undo_takes_back_every_step_before_the_last_first(step: Step) -> None:
     done = [TABLE[s].undo for s in ORDER[: ORDER.index(step) + 1] if TABLE[s].undo is not Undo.NOTHING]

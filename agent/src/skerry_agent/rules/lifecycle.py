@@ -109,7 +109,7 @@ _FINAL_CODES: Final = frozenset(
     ("install.golden_failed", "install.soak_failed", "install.superseded", "install.interrupted", "internal.bug")
 )
 _PASSING_CODES: Final = frozenset(("package.digest_mismatch",))  # damaged on the way or on disk: fetched again
-_REASON_FAMILIES: Final = ("trust.", "unschedulable.", "package.", "install.", "run.", "resource.")
+_REASON_FAMILIES: Final = ("trust.", "unschedulable.", "package.", "install.", "run.", "resource.", "board.")
 
 
 def is_final(code: str) -> bool:
