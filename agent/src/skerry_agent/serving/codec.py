@@ -87,8 +87,7 @@ class _Form(NamedTuple):
     """A request in JSON without the values of its one input."""
 
     given: Input
-    outputs: tuple[tuple[str, bool], ...]
-    rows: int
+    plan: Plan
     read: Callable[[bytes], Array | None] | None
 
 
@@ -224,7 +223,7 @@ class Codec:
             if len(self._forms) >= PLANS:
                 self._forms.clear()
             kept = msgspec.structs.replace(given, data=msgspec.Raw())
-            self._forms[found[0]] = _Form(kept, plan.outputs, plan.rows, quick_reader(kept))
+            self._forms[found[0]] = _Form(kept, plan._replace(literal={}), quick_reader(kept))
 
     def _repeated(self, body: bytes) -> Plan | None:
         """The plan of a request in JSON that differs from an earlier one in its values alone: only they are parsed."""
@@ -240,7 +239,7 @@ class Codec:
                 array = flat(form.given, found[1])
         if array is None:
             return None  # parsed whole, it gives the error that fits
-        return Plan((), {form.given.name: array}, form.outputs, "", form.rows)
+        return Plan((), {form.given.name: array}, form.plan.outputs, "", form.plan.rows)
 
     def _repeated_alike(self, bodies: Sequence[bytes]) -> Request | None:
         """As :meth:`_repeated` for several of one form: their values are parsed at once."""
@@ -253,7 +252,7 @@ class Codec:
         array = flats(form.given, lists) if len(lists) == len(bodies) else None
         if array is None:
             return None
-        return Request(Plan((), {}, form.outputs, "", form.rows), {form.given.name: array})
+        return Request(form.plan, {form.given.name: array})
 
     def _check_names(self, request: _Body) -> None:
         names = [given.name for given in request.inputs]
@@ -339,29 +338,21 @@ class Codec:
             self._last = (name, plan, arrays[0].dtype, arrays[0].shape, head)
         return Answer(len(head), b"".join((head, *parts)))
 
-    def format_alike(self, name: str, plan: Plan, outputs: Arrays, count: int) -> tuple[int, list[bytes]] | None:
+    def format_alike(self, name: str, plan: Plan, outputs: Arrays, count: int) -> list[Answer]:
         """As :meth:`format` for requests of one plan that were scored together.
 
         Args:
             outputs: the whole batch, one entry per row, of ``count`` requests of ``plan.rows`` rows each.
-
-        Returns:
-            The length of the JSON part of each body (−1: all of it), and the bodies. None: format each by itself.
         """
-        arrays = {key: outputs[key] for key, _ in plan.outputs}
-        if any(array.dtype.kind in "OSU" or not array.size for array in arrays.values()):
-            return None
-        first = {key: array[: plan.rows] for key, array in arrays.items()}
-        if all(binary for _, binary in plan.outputs):
-            json, body = self.format(name, plan, first)
-            pieces = [_pieces(to_binary(array), count) for array in arrays.values()]
-            return json, [body[:json] + b"".join(parts) for parts in zip(*pieces, strict=True)]
-        if len(arrays) > 1:
-            return None
-        values = next(iter(arrays.values())).reshape(count, -1).tolist()
-        encode = msgspec.json.encode
-        before, _, after = self.format(name, plan, first).body.rpartition(encode(values[0]))
-        return -1, [before + encode(each) + after for each in values]
+        rows, (key, binary) = plan.rows, plan.outputs[0]
+        array = outputs[key]
+        if len(plan.outputs) > 1 or binary or array.dtype.kind in "OSU" or not array.size:
+            starts = range(0, rows * count, rows)
+            return [self.format(name, plan, {k: a[at : at + rows] for k, a in outputs.items()}) for at in starts]
+        # One output in JSON: only the values differ.
+        values, encode = array.reshape(count, -1).tolist(), msgspec.json.encode
+        before, _, after = self.format(name, plan, {key: array[:rows]}).body.rpartition(encode(values[0]))
+        return [Answer(-1, before + encode(each) + after) for each in values]
 
     def _format_mixed(self, name: str, plan: Plan, outputs: Arrays) -> Answer:
         if len(plan.outputs) == 1 and not plan.id:
@@ -412,11 +403,6 @@ def _record(plan: Plan, json: int, size: int) -> np.dtype[Any] | None:
             "itemsize": size,
         }
     )
-
-
-def _pieces(data: bytes, count: int) -> list[bytes]:
-    size = len(data) // count
-    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def check_declared(given: Input, spec: TensorSpec) -> None:

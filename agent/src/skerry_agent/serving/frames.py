@@ -18,7 +18,6 @@ socket pairs between a process and its own child: a malformed frame is a bug of 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -53,6 +52,9 @@ class Kind(IntEnum):
     BACK = 67  # a lent connection, by its number; the body is what the client has still to be sent
 
 
+_ANSWER: Final = int(Kind.ANSWER)
+
+
 class Frame(NamedTuple):
     kind: int
     status: int
@@ -75,12 +77,9 @@ def whole(kind: int, number: int, body: bytes, *, status: int = 0, json: int = -
     return pack(kind, number, status=status, json=json, name=name, size=len(body)) + body
 
 
-def answers(numbers: Sequence[int], json: int, bodies: Sequence[bytes]) -> bytes:
-    """What answers so many requests with 200, in one piece."""
-    head, kind = HEAD.pack, int(Kind.ANSWER)
-    return b"".join(
-        [head(len(body), kind, 0, 200, number, json, 0, 0) + body for number, body in zip(numbers, bodies, strict=True)]
-    )
+def answer(number: int, json: int, body: bytes) -> bytes:
+    """What answers a request with 200."""
+    return HEAD.pack(len(body), _ANSWER, 0, 200, number, json, 0, 0) + body
 
 
 class Reader:

@@ -14,6 +14,7 @@ from typing import Final
 from skerry_agent.serving import orders
 from skerry_agent.serving.frames import Frame, Reader
 from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.vigil import Vigil
 
 log = logging.getLogger("skerry_agent.model")
 
@@ -27,7 +28,7 @@ _JOIN_BYTES: Final = 64 * 1024
 class WorkerLink(asyncio.Protocol):
     """One worker process, from the request to fork it to its end."""
 
-    def __init__(self, nursery: Nursery, name: str, log_lines: int) -> None:
+    def __init__(self, nursery: Nursery, name: str, log_lines: int, awake_s: float = 0.0) -> None:
         self.serial = 0
         self.scored = False  # it has answered a request
         self.served = False  # it has loaded its model
@@ -39,6 +40,7 @@ class WorkerLink(asyncio.Protocol):
         self._name = name
         self._reader = Reader()
         self._pending: list[bytes] = []
+        self._vigil = Vigil(awake_s)
         self._transport: asyncio.Transport | None = None
         self._side: socket.socket | None = None
         self._log_fd = -1
@@ -59,14 +61,15 @@ class WorkerLink(asyncio.Protocol):
         on_frame: Callable[[WorkerLink, Frame], None],
         on_lost: Callable[[WorkerLink], None],
         on_exit: Callable[[WorkerLink, int], None],
+        awake_s: float = 0.0,
     ) -> WorkerLink:
-        """Fork a worker and connect to it.
+        """Fork a worker and connect to it. ``awake_s``: see ``serving.vigil``.
 
         Raises:
             ResourceError: the engine or its zygote cannot be started.
         """
         await nursery.ready()
-        self = cls(nursery, name, log_lines)
+        self = cls(nursery, name, log_lines, awake_s)
         self._on_frame, self._on_lost, self._on_exit = on_frame, on_lost, on_exit
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._side, side = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,8 +105,10 @@ class WorkerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         on_frame = self._on_frame
         assert on_frame is not None
-        for frame in self._reader.feed(data):
+        found = self._reader.feed(data)
+        for frame in found:
             on_frame(self, frame)
+        self._vigil.keep(len(found))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

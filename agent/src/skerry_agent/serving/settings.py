@@ -29,6 +29,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         low_wait_s: a request of low priority waits until the version has nothing else to do, or for so long.
         lend_after: requests alike in a row from one client, with none from others, before its connection is lent to the
             worker; 0: never.
+        awake_s: after answers to several requests at once, the next ones are waited for awake for so long; 0: asleep.
         window: requests on their way to one worker at once.
         window_bytes: and their bytes (at least one request always goes).
         shadow_requests: copies of requests that one version may have waiting or under way in shadow; more are dropped.
@@ -65,6 +66,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     low_requests: int = 16
     low_wait_s: float = 0.25
     lend_after: int = 32
+    awake_s: float = 0.00015
     window: int = 16
     window_bytes: int = 1024 * 1024
     shadow_requests: int = 32

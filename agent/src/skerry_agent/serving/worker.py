@@ -28,13 +28,14 @@ from skerry_agent import engines, golden, memory
 from skerry_agent.engines import _host
 from skerry_agent.ports import Arrays, LoadedModel
 from skerry_agent.serving import batching, frames, guest, oip, orders
-from skerry_agent.serving.codec import Answer, Codec, Plan, Request
+from skerry_agent.serving.codec import Codec, Request
 from skerry_agent.serving.copies import HEAD
 from skerry_agent.serving.exits import EXIT_NO_MEMORY
 from skerry_agent.serving.frames import Frame, Kind
 from skerry_agent.serving.ledger import Ledger
 from skerry_agent.serving.observe import Observer
 from skerry_agent.serving.pages import release_files
+from skerry_agent.serving.together import Together
 from skerry_modules import messages
 from skerry_modules.errors import BugError, PeerError, SkerryError
 from skerry_modules.manifest import Manifest
@@ -42,9 +43,7 @@ from skerry_modules.messages import Distribution
 from skerry_modules.tensors import DATATYPES
 
 RECEIVE_BYTES: Final = 256 * 1024
-_ANSWER: Final = int(Kind.ANSWER)
 _INFER: Final = int(Kind.INFER)
-_PACK: Final = frames.HEAD.pack
 _TRIALS: Final = (Kind.LOAD, Kind.GOLDEN, Kind.WARM)
 
 
@@ -110,7 +109,7 @@ class Worker:
                 waiting.append(frame)
                 continue
             if waiting:
-                self._infer_many(waiting)
+                self._together.infer(waiting)
                 waiting = []
             if infer:
                 self._infer(frame)
@@ -121,7 +120,7 @@ class Worker:
         if len(waiting) == 1:
             self._infer(waiting[0])
         elif waiting:
-            self._infer_many(waiting)
+            self._together.infer(waiting)
 
     # -- requests
 
@@ -146,7 +145,7 @@ class Worker:
         except Exception as error:
             self._fail(frame, error)
             return
-        self._send(_answer(frame, answer))
+        self._send(frames.answer(frame.number, *answer))
         self._note(frame.name, request.inputs, outputs, request.plan.rows)
 
     def _shadow(self, frame: Frame) -> None:
@@ -164,71 +163,6 @@ class Worker:
             return
         self._send(frames.whole(Kind.ANSWER, frame.number, messages.encode(found), status=200))
         self._note(frame.name, request.inputs, outputs, request.plan.rows)
-
-    def _infer_many(self, found: list[Frame]) -> None:
-        """Requests that came together: as one where they differ in their values alone, in groups otherwise."""
-        first = found[0]
-        if all(frame.json == first.json for frame in found):
-            alike = self._codec.parse_alike([frame.body for frame in found], first.json)
-            if alike is not None and alike.plan.rows * 2 <= self._batch_rows:
-                self._infer_alike(found, alike)
-                return
-        parsed = [(frame, request) for frame in found if (request := self._parse(frame)) is not None]
-        for part in batching.groups([request for _, request in parsed], self._batch_rows):
-            group = parsed[part]
-            if len(group) > 1:
-                inputs = batching.join([request.inputs for _, request in group])
-                if self._score_together([frame for frame, _ in group], [one.plan for _, one in group], inputs):
-                    continue
-            for frame, request in group:
-                self._score_one(frame, request)
-
-    def _infer_alike(self, found: list[Frame], alike: Request) -> None:
-        """``alike`` is the plan of each, and the inputs of all."""
-        plan, inputs = alike
-        most = self._batch_rows // plan.rows
-        for start in range(0, len(found), most):
-            group, end = found[start : start + most], start + most
-            if len(found) > most:
-                inputs = {name: array[start * plan.rows : end * plan.rows] for name, array in alike.inputs.items()}
-            if not self._score_together(group, [plan] * len(group), inputs):
-                for frame in group:
-                    self._infer(frame)
-
-    def _score_together(self, group: list[Frame], plans: list[Plan], inputs: Arrays) -> bool:
-        """Score one batch and answer all; False: nothing was answered, score them one by one."""
-        counts = [plan.rows for plan in plans]
-        try:
-            outputs = self._score(inputs)
-            if not batching.divides(outputs, sum(counts)):
-                return False
-            answers = self._answers(group, plans, outputs, counts)
-        except MemoryError as error:
-            die_of_memory(error)
-        except Exception:  # one request's trouble is not the others': alone each gets its own answer
-            return False
-        self._send(answers)
-        if all(frame.name == group[0].name for frame in group):
-            self._note(group[0].name, inputs, outputs, sum(counts))
-        else:
-            pairs = zip(batching.cut(inputs, counts), batching.cut(outputs, counts), strict=True)
-            for frame, rows, (asked, answered) in zip(group, counts, pairs, strict=True):
-                self._note(frame.name, asked, answered, rows)
-        return True
-
-    def _answers(self, group: list[Frame], plans: list[Plan], outputs: Arrays, counts: list[int]) -> bytes:
-        """The frames that answer a batch, in one piece."""
-        name, plan = group[0].name, plans[0]
-        if all(frame.name == name for frame in group) and all(one is plan for one in plans):
-            alike = self._codec.format_alike(name.decode(), plan, outputs, len(group))
-            if alike is not None:
-                return frames.answers([frame.number for frame in group], *alike)
-        parts = batching.cut(outputs, counts)
-        answers = [
-            self._codec.format(frame.name.decode(), plan, part)
-            for frame, plan, part in zip(group, plans, parts, strict=True)
-        ]
-        return b"".join([_answer(frame, one) for frame, one in zip(group, answers, strict=True)])
 
     def _note(self, name: bytes, inputs: Arrays, outputs: Arrays, rows: int) -> None:
         try:
@@ -333,6 +267,9 @@ class Worker:
         self._steps = getattr(self._model, "take_steps", None)
         proof = self._prove(order)
         self._batch_rows = proof.rows
+        self._together = Together(
+            self._codec, proof.rows, self._score, self._send, self._note, self._score_one, self._infer
+        )
         self._report_s = order.report_s
         set_receive_timeout(self._sock, order.report_s)
         release_files()
@@ -402,10 +339,6 @@ class Worker:
             found.failures, self._failures = self._failures, {}
         if found is not None:
             self._send(frames.whole(Kind.OBSERVED, 0, msgspec.msgpack.encode(found)))
-
-
-def _answer(frame: Frame, answer: Answer) -> bytes:
-    return _PACK(len(answer.body), _ANSWER, 0, 200, frame.number, answer.json, 0, 0) + answer.body
 
 
 def _zeros(manifest: Manifest, place: int) -> np.ndarray[Any, Any]:
