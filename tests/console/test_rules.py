@@ -80,7 +80,7 @@ def test_never_is_a_time_too() -> None:
     ("action", "said"),
     [
         ("rollout.create", "Created"),
-        ("rollout.wave", "Next wave"),
+        ("rollout.wave", "Wave begins"),
         ("rollout.device-rolled-back", "Device rolled back"),
         ("rollout.turning-back", "Turning back"),
     ],

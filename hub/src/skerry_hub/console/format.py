@@ -112,7 +112,7 @@ _DEEDS: Final = {
     "pause": "Paused",
     "resume": "Resumed",
     "abort": "Aborted",
-    "wave": "Next wave",
+    "wave": "Wave begins",
 }
 
 
