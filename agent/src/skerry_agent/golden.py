@@ -116,10 +116,15 @@ def errors_of(golden: Golden, want: np.ndarray[Any, Any], have: np.ndarray[Any, 
     return np.asarray(error)
 
 
+def _said(value: np.generic) -> str:
+    """Six digits of a float: enough to see where it goes wrong."""
+    return f"{value:.6g}" if isinstance(value, np.floating) else str(value)
+
+
 def _first(error: np.ndarray[Any, Any], want: np.ndarray[Any, Any], have: np.ndarray[Any, Any]) -> str:
     index = int(error.argmax())
     return (
-        f"expected {want.reshape(-1)[index]}, got {have.reshape(-1)[index]} "
+        f"expected {_said(want.reshape(-1)[index])}, got {_said(have.reshape(-1)[index])} "
         f"({float(error[index]):.3g} times the tolerance)"
     )
 
