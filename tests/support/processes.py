@@ -127,7 +127,7 @@ def postgres(programs: str) -> Iterator[str]:
             assert started.poll() is None, (folder / "postgres.log").read_text()
             return subprocess.run(ready, check=False).returncode == 0
 
-        wait_until(is_ready, seconds=120, what="PostgreSQL to be ready")
+        wait_until(is_ready, seconds=90, what="PostgreSQL to be ready")
         yield f"postgresql+psycopg://skerry@127.0.0.1:{port}"
     finally:
         if process is not None:
