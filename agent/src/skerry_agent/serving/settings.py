@@ -27,9 +27,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
         queue_bytes: and their bytes.
         low_requests: requests of low priority that may wait for one version; more are answered 429.
         low_wait_s: a request of low priority waits until the version has nothing else to do, or for so long.
-        lend_after: requests alike in a row from one client, with none from others, before its connection is lent to the
-            worker; 0: never.
-        awake_s: after answers to several requests at once, the next ones are waited for awake for so long; 0: asleep.
+        lend_after: requests alike in a row from a client alone, before the worker serves its connection; 0: never.
+        awake_s: after a batch was answered, the next answers are waited for awake for so long; 0: asleep.
         window: requests on their way to one worker at once.
         window_bytes: and their bytes (at least one request always goes).
         shadow_requests: copies of requests that one version may have waiting or under way in shadow; more are dropped.
