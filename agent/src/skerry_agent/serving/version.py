@@ -318,7 +318,7 @@ class Version:
             on_frame=self._on_frame,
             on_lost=self._on_lost,
             on_exit=self._on_exit,
-            awake_s=self._settings.awake_s,
+            awake_s=self._settings.awake_s if self.manifest.batching.max_rows > 1 else 0.0,
         )
         self.copies.aside = False  # a new process
         load = orders.Load(

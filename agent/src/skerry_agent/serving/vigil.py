@@ -3,7 +3,8 @@
 A worker that has scored a batch wakes the agent to have it answered. Where the agent's core has gone to sleep
 meanwhile, this costs the worker's core some ten microseconds (it interrupts the other one; on a virtual machine by way
 of the host), and the agent more until it runs. Under a crowd the next batch is no further away than the last one was,
-so the agent waits for it awake. Only then, and not for long: who is idle sleeps.
+so the agent waits for it awake. Only then, only over modules that score in batches, and not for long: who is idle
+sleeps.
 """
 
 from __future__ import annotations
