@@ -17,6 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from skerry_modules.messages import Route
+
 from .conftest import Start
 from .harness import Answer, Running, json_request, read_answers
 from .models import Module, linear_module, python_module
@@ -295,6 +297,33 @@ def test_a_client_that_takes_no_answer_holds_nobody_up(start: Start, tmp_path: P
     (answer,) = read_answers(slow.sock, 1)  # it takes it after all, within its time
     assert answer.json["outputs"][0]["shape"] == [3_000_000]
     assert slow.ask(3).json["outputs"][0]["shape"] == [3]
+
+
+def test_shadows_score_what_a_lent_client_asks(plane: Running, module: Module, client: Client, tmp_path: Path) -> None:
+    shadow = python_module(tmp_path / "shadow", SCRIPT, version=2)
+    plane.load(shadow)
+    live, copies = Route(module="script", version=1), Route(module="script", version=2, percent=100.0)
+    plane.do(lambda: plane.plane.set_routes("script", (live,), (module.digest,), (copies,), (shadow.digest,)))
+    lent(plane, module, client)
+
+    def rows() -> tuple[int, int]:
+        (part,) = plane.do(lambda: plane.plane.take_counters(shadow.digest)).parts or (None,)
+        return (part.agreement.rows, part.agreement.agreed) if part is not None else (0, 0)
+
+    time.sleep(0.1)
+    rows()
+    for number in range(20):
+        assert client.ask(20 + number).json["outputs"][0]["data"] == [26.0 + number]
+        time.sleep(0.005)
+    assert is_lent(plane, module)
+    found = [0, 0]
+
+    def all_of_them() -> bool:
+        for place, count in enumerate(rows()):
+            found[place] += count
+        return found == [20, 20]
+
+    settled(all_of_them)
 
 
 @pytest.mark.parametrize(("deadline", "is_lent_then"), [(1400, False), (1500, True), (30000, True)])

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     SAMPLE = 65
     OBSERVED = 66
     BACK = 67  # a lent connection, by its number; the body is what the client has still to be sent
+    COPY = 68  # a lent client's request and its answer, for shadows to score: as a SHADOW's body
 
 
 _ANSWER: Final = int(Kind.ANSWER)

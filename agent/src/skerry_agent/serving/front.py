@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import stat
@@ -40,8 +41,8 @@ class Router(Protocol):
         """The version for one request; raises SkerryError ``module.unknown`` or ``scoring.not_ready``."""
         ...
 
-    def lone(self, model: str, version: str) -> Version | None:
-        """The one version that answers every request for this; None: there is not one."""
+    def lone(self, model: str, version: str) -> tuple[Version | None, bool]:
+        """The one version that answers every request for this, and whether others follow; None: there is not one."""
         ...
 
     def follow(self, model: str, item: Item) -> None:
@@ -189,9 +190,10 @@ class HttpFront:
         if target.verb != "infer":
             return
         with contextlib.suppress(SkerryError):  # it is gone since
-            version = self._router.lone(target.model, target.version)
+            version, shadowed = self._router.lone(target.model, target.version)
             if version is not None and connection.is_alone_at(version, version.taken):
-                version.lender.offer(connection, form, target.model.encode())
+                follow = functools.partial(self._router.follow, target.model) if shadowed else None
+                version.lender.offer(connection, form, target.model.encode(), follow)
 
     def _look_up(self, exchange: Exchange, target: oip.Target) -> bytes:
         if not target.verb:

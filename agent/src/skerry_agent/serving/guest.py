@@ -16,7 +16,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from skerry_agent.rules.lending import ANSWERING, SCORING
-from skerry_agent.serving import oip
+from skerry_agent.serving import frames, oip
+from skerry_agent.serving.copies import HEAD
+from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.heads import END, HEAD_BYTES, answer_head
 from skerry_agent.serving.ledger import HAVE, REQUEST_BYTES, REVOKED, SINCE, SIZE, START, STATE, Ledger
 
@@ -40,6 +42,7 @@ class Guest:
         codec: reads requests and writes answers.
         score: the model.
         note: is told what was scored, once it is answered.
+        tell: to the agent.
         agent: the descriptor of the agent's own socket, which must be heard meanwhile.
     """
 
@@ -51,6 +54,7 @@ class Guest:
         codec: Codec,
         score: Callable[[Arrays], Arrays],
         note: Callable[[bytes, Arrays, Arrays, int], None],
+        tell: Callable[[bytes], None],
         agent: int,
     ) -> None:
         self.number = order.number
@@ -64,7 +68,8 @@ class Guest:
         self._memory = pages.memory
         self._space = pages.request
         self._parse, self._format = codec.parse, codec.format
-        self._score, self._note = score, note
+        self._score, self._note, self._tell = score, note, tell
+        self._copies = order.copies
         self._name = order.endpoint
         self._text = order.endpoint.decode()
         self._json = order.json
@@ -167,6 +172,9 @@ class Guest:
             words[SIZE] = -1.0  # no answer has this size: should nobody hear of the rest, the connection is torn
             return False
         self._ledger.answered(self._done, self._sent, time.monotonic() - began)
+        if self._copies:
+            copy = HEAD.pack(len(body), answer.json) + body + answer.body
+            self._tell(frames.whole(Kind.COPY, self.number, copy, json=self._json))
         self._note(self._name, request.inputs, outputs, request.plan.rows)
         return True
 

@@ -25,14 +25,17 @@ import msgspec
 
 from skerry_agent.rules import lending
 from skerry_agent.serving import frames, ledger, orders, tallies
+from skerry_agent.serving.copies import HEAD
 from skerry_agent.serving.frames import Kind
 from skerry_agent.serving.ledger import NOTHING, Ledger
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from skerry_agent.serving.counters import Counters
     from skerry_agent.serving.heads import Form
+    from skerry_agent.serving.item import Item
     from skerry_agent.serving.link import WorkerLink
     from skerry_agent.serving.version import Version
 
@@ -66,6 +69,23 @@ class Lendable(Protocol):
     def abort(self) -> None: ...
 
 
+class Answered:
+    """A request that a worker has answered: an ``Item`` of which copies can be made."""
+
+    __slots__ = ("after", "began", "body", "endpoint", "json")
+
+    low = False
+    shadow = False
+
+    def __init__(self, endpoint: bytes, json: int, body: bytes) -> None:
+        self.after: Callable[[int, bytes], None] | None = None
+        self.began = time.monotonic()
+        self.endpoint, self.json, self.body = endpoint, json, body
+
+    def reply(self, status: int, code: str, json: int, body: bytes) -> None:
+        """It has its answer."""
+
+
 class Lender:
     """The loans of one version."""
 
@@ -78,6 +98,7 @@ class Lender:
         self._link: WorkerLink | None = None  # the worker of the loan
         self._form: Form | None = None
         self._endpoint = b""
+        self._follow: Callable[[Item], None] | None = None
         self._start: tallies.Tally | None = None
         self._sock: socket.socket | None = None
         self._ledger: Ledger | None = None
@@ -91,8 +112,10 @@ class Lender:
 
     # -- lending
 
-    def offer(self, connection: Lendable, form: Form, endpoint: bytes) -> None:
-        """Lend it, if the worker has nothing else to do."""
+    def offer(
+        self, connection: Lendable, form: Form, endpoint: bytes, follow: Callable[[Item], None] | None = None
+    ) -> None:
+        """Lend it, if the worker has nothing else to do. ``follow`` has shadows score what was answered."""
         version = self._version
         link = version.worker
         if self.out or link is None or not version.lends:
@@ -110,11 +133,11 @@ class Lender:
         connection.lend(self)
         self.loans += 1
         self._connection, self._link, self._sock, self._form = connection, link, sock, form
-        self._endpoint = endpoint
+        self._endpoint, self._follow = endpoint, follow
         self.out = True
         self._recalled = False
         self._last = (-1.0, time.monotonic())
-        order = orders.Lend(self.loans, endpoint, form.before, form.after, form.json)
+        order = orders.Lend(self.loans, endpoint, form.before, form.after, form.json, follow is not None)
         body = msgspec.msgpack.encode(order)
         link.send(frames.pack(Kind.LEND, 0, size=len(body)), body)
         self._look()
@@ -159,6 +182,16 @@ class Lender:
         have = self._ledger.notes().have
         data = bytes(self._ledger.request[: min(max(have, 0), ledger.REQUEST_BYTES)])
         self._end().resume(data, rest=rest)
+
+    def copied(self, number: int, json: int, body: bytes) -> None:
+        """The worker has answered this; ``body`` is that of a copy (``copies.HEAD``)."""
+        if number == self.loans and self._follow is not None:
+            size, answered = HEAD.unpack_from(body)
+            end = HEAD.size + size
+            item = Answered(self._endpoint, json, body[HEAD.size : end])
+            self._follow(item)
+            if item.after is not None:
+                item.after(answered, body[end:])
 
     def lost(self, link: WorkerLink) -> None:
         """The worker is dead."""

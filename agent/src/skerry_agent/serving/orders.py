@@ -88,6 +88,7 @@ class Lend(msgspec.Struct, array_like=True):
     before: bytes
     after: bytes
     json: int  # length of a body's JSON in front of binary tensors; −1: all of it
+    copies: bool  # tell what was asked and answered, for shadows
 
 
 class Failure(msgspec.Struct):

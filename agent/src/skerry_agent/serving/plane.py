@@ -422,14 +422,14 @@ class Plane:
                 return endpoint.choose(key)
         return self.find(model, version)[0]
 
-    def lone(self, model: str, version: str) -> Version | None:
-        """The one version that answers every request for this, with no other that follows; None: there is not one."""
+    def lone(self, model: str, version: str) -> tuple[Version | None, bool]:
+        """The one version that answers every request for this, and whether others follow; None: there is not one."""
         if version:
-            return self.find(model, version)[0]
+            return self.find(model, version)[0], False
         endpoint = self._endpoints.get(model)
-        if endpoint is None or len(endpoint.versions) != 1 or endpoint.shadows:
-            return None
-        return endpoint.versions[0]
+        if endpoint is None or len(endpoint.versions) != 1:
+            return None, False
+        return endpoint.versions[0], bool(endpoint.shadows)
 
     # -- the agent's own requests
 

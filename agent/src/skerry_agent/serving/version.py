@@ -206,6 +206,8 @@ class Version:
             self._tell_idle()
         elif frame.kind == Kind.SAMPLE:
             self._events.sampled(self.digest, msgspec.msgpack.decode(frame.body, type=messages.Sample))
+        elif frame.kind == Kind.COPY:
+            self.lender.copied(frame.number, frame.json, frame.body)
         elif frame.kind == Kind.BACK:
             self.lender.back(frame.number, frame.body)
             self._tell_idle()

@@ -236,7 +236,7 @@ class Worker:
                 order = msgspec.msgpack.decode(frame.body, type=orders.Lend)
                 sock, self._pages = guest.take(self._side, self._pages)
                 self._guest = guest.Guest(
-                    sock, self._pages, order, self._codec, self._score, self._note, self._sock.fileno()
+                    sock, self._pages, order, self._codec, self._score, self._note, self._send, self._sock.fileno()
                 )
                 return None
             case Kind.RECALL:
