@@ -233,6 +233,29 @@ def test_a_kill_of_an_agent_and_of_the_hub_only_delays(world: World, tmp_path: P
     np.testing.assert_allclose(found["y"], expected, rtol=1e-5)
 
 
+def test_the_next_part_is_fetched_while_one_is_scored_by_one_process_for_all(world: World, tmp_path: Path) -> None:
+    table(tmp_path / "in.csv", 800)
+    upload = world.client.upload_batch_input(tmp_path / "in.csv")
+    job = world.client.start_batch("slow", "id=dev-1", upload=upload, keep=["id"], part_rows=200, rows=20).id
+    work, agent = world.state("dev-1") / "batch" / "work", psutil.Process(world.agents["dev-1"].pid)
+    ahead: set[str] = set()
+    processes: set[int] = set()
+
+    def ended() -> bool:
+        scoring = {path.parent.name for path in work.glob(f"{job}-*/result.rows.batch")}
+        fetched = {path.parent.name for path in work.glob(f"{job}-*/input.csv.gz")}
+        if scoring:
+            ahead.update(fetched - scoring)
+            processes.update(one.pid for one in agent.children(recursive=True) if _is_batch(one))
+        return world.client.batch(job).ended
+
+    wait_until(ended, what="the job to end")
+    assert world.client.batch(job).scored == 800
+    assert ahead >= {f"{job}-1", f"{job}-2"}, "their inputs lay there before their turn came"
+    assert len(processes) == 1
+    assert [part.attempts for part in world.client.batch_parts(job)] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("away", ["killed", "asleep"])
 def test_what_a_device_had_of_a_part_goes_when_another_has_done_it(world: World, tmp_path: Path, away: str) -> None:
     table(tmp_path / "in.csv", 300)
@@ -255,10 +278,6 @@ def test_what_a_device_had_of_a_part_goes_when_another_has_done_it(world: World,
         assert world.wait_for(job, "done", "failed").scored == 300
         assert [part.device for part in world.client.batch_parts(job)] != held, "the other did it"
         assert list(work.glob(f"work/{job}-*")), "what the device had stands there: nobody could tell it"
-        if away == "killed":  # and whoever knew that it should be told is gone too
-            assert world.hub is not None
-            stop(world.hub, by=signal.SIGKILL)
-            world.start_hub()
     finally:
         if away == "killed":
             world.start_agent(held[0])

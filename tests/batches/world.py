@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skerry.types import BatchDetail, Plan
+from skerry_modules.errors import SkerryError
 from support.processes import wait_until
 from support.site import Site
 
@@ -48,9 +50,14 @@ class World(Site):
     AGENT = ("batch.report_s=0.3", "hub.retry_min_s=0.2", "hub.retry_max_s=1", "spool.resend_s=1")
 
     def serves(self, device: str) -> bool:
-        """Whether the hub knows it to serve both modules."""
-        reported = self.client.device_modules(device).reported
-        return sum(one.phase == "Healthy" and one.role == "current" for one in reported) == 2
+        """Whether it serves both modules, and the hub knows: of a device that starts again it may have old news."""
+        with contextlib.suppress(SkerryError):
+            status = self.status(device)
+            own = [one["phase"] for one in status["modules"] if one.get("role") == "current"]
+            reported = self.client.device_modules(device).reported
+            known = [one.phase for one in reported if one.role == "current"]
+            return own == known == ["Healthy"] * 2 and not status["spool"]["streams"]["state"]
+        return False
 
     def register(self, name: str, seconds: float) -> int:
         """A module that takes so long for each row; its version."""

@@ -228,12 +228,40 @@ def test_a_part_counts_once_whoever_sends_it(hub: Hub) -> None:
     again = hub.orders(job, 1)["dev-2"]
     assert (again.part, again.input) == (order.part, order.input)
     assert hub.send("dev-1", order, result_of(ROWS, 1.0)).over, "the silent one comes first after all"
+    told = [(device, said.part, said.over) for device, said in hub.taken if not said.digest]
+    assert told == [("dev-2", order.part, True)], "the other one need not go on"
     assert hub.send("dev-2", again, result_of(ROWS, 2.0)).over
     ended = finish(hub, job)
     assert (ended.state, ended.scored) == ("done", ROWS)
     table = pq.read_table(hub.objects.key_path(ended.result))
     assert {row[0] for row in table.column("x").to_pylist()} == {1.0}
     assert hub.parts(job)[0].device == "dev-1"
+
+
+def test_who_asks_about_a_part_is_answered_by_how_it_stands(hub: Hub) -> None:
+    job = hub.start(part_rows=20, target="id=dev-1")
+    order = hub.orders(job, 1)["dev-1"]
+
+    def wanted(device: str, number: int, part: int) -> bool:
+        before = len(hub.taken)
+        ask = messages.Piece(job=number, part=part, digest="", size=0, number=-1)
+        hub.results.take(device, messages.encode(ask))
+        wait_until(lambda: len(hub.taken) > before, what="an answer")
+        to, said = hub.taken[-1]
+        assert (to, said.job, said.part, said.digest) == (device, number, part, "")
+        return not said.over
+
+    assert wanted("dev-1", job, order.part)
+    assert not wanted("dev-2", job, order.part), "it was never given it"
+    assert not wanted("dev-1", job, 99)
+    assert not wanted("dev-1", job + 1, 0), "nobody knows that job"
+    with hub.db.session() as session:
+        batches.cancel(session, job, actor="me", now=now_ms())
+    hub.results._known.clear()  # two seconds later
+    assert not wanted("dev-1", job, order.part)
+    hub.engine.step()
+    stops = [(device, command.arguments) for device, command in hub.told if command.name == "batch-stop"]
+    assert ("dev-1", {"job": job}) in stops, "it is told at once, too"
 
 
 @pytest.mark.parametrize("result", [b"no frames", encode_frame(ResultFrame(rows=(0,)))], ids=["noise", "no-output"])
