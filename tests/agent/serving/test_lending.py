@@ -73,10 +73,17 @@ def lent(plane: Running, module: Module, client: Client) -> Client:
     return client
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def plane(start: Start, request: pytest.FixtureRequest, tmp_path: Path) -> Running:
+@pytest.fixture(params=["asyncio-tcp", "uvloop-unix"])
+def way(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A kind of event loop, and of connection."""
+    loop, kind = str(request.param).split("-")
+    return loop, kind
+
+
+@pytest.fixture
+def plane(start: Start, way: tuple[str, str], tmp_path: Path) -> Running:
     factory: Any = None
-    if request.param == "uvloop":
+    if way[0] == "uvloop":
         factory = pytest.importorskip("uvloop").new_event_loop
     return start(factory, lend_after=AFTER, sweep_s=0.1, idle_timeout_s=30, socket=str(tmp_path / "s.sock"))
 
@@ -103,9 +110,9 @@ def connect() -> Iterator[Connect]:
         one.close()
 
 
-@pytest.fixture(params=["tcp", "unix"])
-def client(plane: Running, module: Module, request: pytest.FixtureRequest, tmp_path: Path, connect: Connect) -> Client:
-    return lent(plane, module, connect(plane, str(tmp_path / "s.sock") if request.param == "unix" else ""))
+@pytest.fixture
+def client(plane: Running, module: Module, way: tuple[str, str], tmp_path: Path, connect: Connect) -> Client:
+    return lent(plane, module, connect(plane, str(tmp_path / "s.sock") if way[1] == "unix" else ""))
 
 
 def test_every_request_is_counted_wherever_it_was_answered(plane: Running, module: Module, client: Client) -> None:

@@ -28,6 +28,7 @@ from skerry_agent.serving.item import Events, Item
 from skerry_agent.serving.lending import Lender
 from skerry_agent.serving.link import WorkerLink
 from skerry_agent.serving.nursery import Nursery
+from skerry_agent.serving.ordering import CONTROL, Ordering
 from skerry_agent.serving.quarantine import TEXT, Quarantine
 from skerry_agent.serving.settings import ServingSettings
 from skerry_agent.serving.yielding import Recent, Room
@@ -38,8 +39,6 @@ from skerry_modules.profiles import Limits
 
 log = logging.getLogger(__name__)
 
-_CONTROL: Final = 1 << 63
-"""Numbers of orders start here, so that they never meet those of requests."""
 _INFER: Final = int(Kind.INFER)
 _SHADOW: Final = int(Kind.SHADOW)
 _ANSWER: Final = int(Kind.ANSWER)
@@ -89,7 +88,7 @@ class Version:
             run_limit_s=manifest.resources.request_timeout_s,
         )
         self._link: WorkerLink | None = None
-        self._calls: dict[int, tuple[WorkerLink, asyncio.Future[bytes]]] = {}
+        self._orders = Ordering()
         self._next = 1
         self._failures = 0
         self._batch_rows = -1  # rows scored together, as the first worker proved; −1: not known yet
@@ -180,7 +179,7 @@ class Version:
         if self.copies.aside != item.shadow:
             if not item.shadow:
                 self.copies.answers(link, now)
-            elif not self._calls:
+            elif self._orders.idle:
                 self.copies.step_aside(link, now, flying)
         kind = _SHADOW if item.shadow else _INFER
         head = _PACK(len(name) + len(body), kind, ticket.alone, 0, ticket.number, item.json, len(name), 0) + name
@@ -193,8 +192,8 @@ class Version:
         if link is not self._link:
             return
         if frame.kind == _ANSWER:
-            if frame.number >= _CONTROL:
-                self._called(frame)
+            if frame.number >= CONTROL:
+                self._orders.answered(frame)
                 return
             link.scored = True
             now = time.monotonic()
@@ -360,30 +359,7 @@ class Version:
         if self._link is None or self._link.exited:
             raise PeerError("install.load_failed", f"cannot reach the worker of {self.manifest.name}: it is starting")
         self.copies.come_back(self._link)
-        number = _CONTROL | self._next
-        self._next += 1
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._calls[number] = (self._link, future)
-        self._link.send(frames.pack(kind, number, size=len(body)), body)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.kill("hang")
-            raise
-        finally:
-            self._calls.pop(number, None)
-
-    def _called(self, frame: Frame) -> None:
-        _, future = self._calls.get(frame.number, (None, None))
-        if future is None or future.done():
-            return
-        if frame.status == 200:
-            future.set_result(frame.body)
-            return
-        try:
-            orders.raise_failure(frame.body)
-        except SkerryError as error:
-            future.set_exception(error)
+        return await self._orders.give(self._link, kind, body, lambda: self.kill("hang"))
 
     def _on_lost(self, link: WorkerLink) -> None:
         """The worker's socket closed: it died."""
@@ -408,13 +384,10 @@ class Version:
         link.close_log()
         if link is not self._link:
             self.lender.lost(link)  # we had closed its socket before
-        waiting = [future for owner, future in self._calls.values() if owner is link and not future.done()]
-        if waiting:
-            text = f"cannot go on with {self.manifest.name} {self.number}: its worker ended ({reason}){lines}"
-            if reason.startswith("memory"):
-                text += f"; it may have {min(self.manifest.resources.memory_mb, self._limits.memory_mb)} MB"
-            for future in waiting:
-                future.set_exception(PeerError("install.load_failed", text))
+        text = f"cannot go on with {self.manifest.name} {self.number}: its worker ended ({reason}){lines}"
+        if reason.startswith("memory"):
+            text += f"; it may have {min(self.manifest.resources.memory_mb, self._limits.memory_mb)} MB"
+        self._orders.lost(link, text)
         if link.served and not self.stopping and link.killed_for != _SUSPENDED:
             log.warning("worker of %s %s ended: %s%s", self.manifest.name, self.number, reason, lines)
             self._events.worker_exited(self.digest, reason, True)
