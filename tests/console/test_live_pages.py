@@ -10,6 +10,7 @@ import pytest
 from sqlmodel import col, select
 
 from console.conftest import PHONE, Open, Served, Speaker
+from skerry_hub.console import live as live_stream
 from skerry_hub.console import templating
 from skerry_hub.tables import Assignment, Rollout
 from skerry_modules.messages import ModulePhase
@@ -71,6 +72,21 @@ def test_a_lost_connection_shows_and_comes_back(acting: Served, watched: Open, s
     page.context.set_offline(False)
     page.locator("#lost").wait_for(state="hidden")
     page.get_by_text("said while nobody listened").wait_for()
+
+
+def test_a_refresh_that_failed_is_made_up_for(
+    acting: Served, watched: Open, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_stream, "TICK_S", 0.5)
+    page = watched(acting.url + "/devices/cam-lab-09", strict=False).page
+    live(page)
+    mark(page)
+    page.route("**/devices/cam-lab-09", lambda route: route.abort(), times=1)
+    with page.expect_event("requestfailed"):
+        speaker.event("cam-lab-09", "run.hang", "said while the page could not ask")
+    page.get_by_text("said while the page could not ask").wait_for()
+    page.locator("#lost").wait_for(state="hidden")
+    assert not_reloaded(page)
 
 
 def test_a_page_without_a_seat_asks_for_itself_until_there_is_one(

@@ -11,6 +11,7 @@
   let heard = Date.now();
   let connection = null;
   let everLive = false;
+  let missed = false; // a refresh failed: what it would have shown is asked for again with the next tick
 
   const show = (state) => {
     root.dataset.live = state;
@@ -56,12 +57,18 @@
   document.addEventListener("htmx:response:error", (event) => {
     const { sourceElement, response } = event.detail.ctx;
     if (sourceElement?.id === "live" && response.status === BUSY) startPolling();
+    if (sourceElement?.id === "main") missed = true;
   });
   document.addEventListener("htmx:after:request", (event) => {
     const { sourceElement, response } = event.detail.ctx;
     if (poll && sourceElement?.id === "main" && response.status < 400) show("polling");
   });
-  document.addEventListener("tick", alive);
+  document.addEventListener("tick", () => {
+    alive();
+    if (!missed) return;
+    missed = false;
+    refresh();
+  });
   document.addEventListener("live", alive);
   setInterval(() => {
     if (root.dataset.live === "off" || poll || document.hidden || Date.now() - heard < SILENCE_MS) return;
@@ -170,6 +177,8 @@
     document.addEventListener(failure, () => (leaving = false));
   }
   document.addEventListener("htmx:error", (event) => {
-    if (event.detail.ctx?.sourceElement?.id === "main") show("lost");
+    if (event.detail.ctx?.sourceElement?.id !== "main") return;
+    show("lost");
+    missed = true;
   });
 })();
