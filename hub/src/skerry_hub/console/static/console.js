@@ -69,7 +69,22 @@
     missed = false;
     refresh();
   });
-  document.addEventListener("live", alive);
+  // htmx drops what comes within the throttle of #main after a refresh: the last of it is made up for at its end.
+  const THROTTLE_MS = 2_000;
+  let refreshed = 0;
+  let trailing = 0;
+  document.addEventListener("live", () => {
+    alive();
+    const rest = refreshed + THROTTLE_MS - Date.now();
+    if (rest <= 0) {
+      refreshed = Date.now();
+      return;
+    }
+    trailing ||= setTimeout(() => {
+      trailing = 0;
+      refresh();
+    }, rest + 100);
+  });
   setInterval(() => {
     if (root.dataset.live === "off" || poll || document.hidden || Date.now() - heard < SILENCE_MS) return;
     show("lost");
