@@ -74,15 +74,6 @@ def test_a_lost_connection_shows_and_comes_back(acting: Served, watched: Open, s
     page.get_by_text("said while nobody listened").wait_for()
 
 
-def test_what_comes_just_after_a_refresh_is_shown_too(acting: Served, watched: Open, speaker: Speaker) -> None:
-    page = watched(acting.url + "/devices/cam-lab-06", strict=False).page
-    live(page)
-    speaker.event("cam-lab-06", "run.hang", "said first")
-    page.get_by_text("said first").wait_for()
-    speaker.event("cam-lab-06", "run.hang", "said right after it")
-    page.get_by_text("said right after it").wait_for()
-
-
 def test_a_refresh_that_failed_is_made_up_for(
     acting: Served, watched: Open, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
